@@ -1,0 +1,1 @@
+"""What the models see: canonical tables, Beam jobs and feature definitions. Imports nothing of ours."""

@@ -1,0 +1,104 @@
+"""Published folders: written whole or not at all.
+
+A folder is built under a temporary name beside its destination, its `manifest.json` is written last, and it is then
+renamed into place. A folder without a manifest does not exist for readers.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from features.errors import ArtifactError
+
+MANIFEST = "manifest.json"
+
+
+def fingerprint(value: Any) -> str:
+    """SHA-256 (hex) of a JSON-serialisable value, independent of the order of its keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 (hex) of a file's bytes."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+@contextmanager
+def publish(folder: Path, manifest: dict[str, Any]) -> Iterator[Path]:
+    """Yields a temporary folder to fill; on success adds the manifest and renames it to `folder`.
+
+    Entries added to `manifest` inside the `with` block (counts, for example) are published with it; size and
+    SHA-256 of every file are added under `files`. On any error nothing appears at `folder`.
+    """
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    for stale in folder.parent.glob(f".{folder.name}.*.tmp"):
+        _remove_if_abandoned(stale)
+    temporary = folder.parent / f".{folder.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp"
+    temporary.mkdir()
+    try:
+        yield temporary
+        files = {
+            str(path.relative_to(temporary)): {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+            for path in sorted(temporary.rglob("*"))
+            if path.is_file()
+        }
+        text = json.dumps({**manifest, "files": files}, indent=2, sort_keys=True, default=str)
+        (temporary / MANIFEST).write_text(text + "\n")
+        if folder.exists():
+            shutil.rmtree(folder)
+        temporary.rename(folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def _remove_if_abandoned(stale: Path) -> None:
+    """Removes what a killed process left, unless the process that writes it is still alive."""
+    pid = stale.name.split(".")[-2].split("-")[0]
+    if not pid.isdigit() or not Path(f"/proc/{pid}").exists():
+        shutil.rmtree(stale, ignore_errors=True)
+
+
+def is_published(folder: Path) -> bool:
+    """Whether `folder` was published whole."""
+    return (Path(folder) / MANIFEST).is_file()
+
+
+def read_manifest(folder: Path, verify: bool = False) -> Mapping[str, Any]:
+    """The manifest of a published folder.
+
+    Args:
+      folder: the published folder.
+      verify: also compare every file's size and SHA-256.
+
+    Raises:
+      ArtifactError: there is no manifest, it cannot be read, or a file is missing or differs.
+    """
+    folder = Path(folder)
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise ArtifactError(f"{folder}: no {MANIFEST}, so nothing is published there; run the stage that writes it")
+    try:
+        manifest = json.loads(path.read_text())
+    except ValueError as error:
+        raise ArtifactError(
+            f"{path}: not readable JSON ({error}); delete the folder and run its stage again"
+        ) from error
+    for name, expected in manifest["files"].items():
+        found = folder / name
+        if not found.is_file() or found.stat().st_size != expected["bytes"]:
+            raise ArtifactError(f"{found}: missing or of another size than published; delete {folder} and run again")
+        if verify and file_sha256(found) != expected["sha256"]:
+            raise ArtifactError(f"{found}: content differs from what was published; delete {folder} and run again")
+    return manifest

@@ -1,0 +1,153 @@
+"""The feature specification: one file per run from which record schema, model inputs and serving inputs derive.
+
+A feature is named by where its raw value comes from (`source`):
+
+- `users.<column>`, `videos.<column>`: a column of the canonical table, joined by id;
+- `request.<column>`: a column of the impression (or label watch) row that is known when the page is requested
+  (`page`, `device`, `position`, `seed_video_id`, `hour`, `candidate_sources`, `candidate_scores`, ...);
+- `history.<derivation>`: computed from the user's earlier events by a derivation named in `features/history.py`.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from pathlib import Path
+
+import pyarrow as pa
+
+from features.errors import ConfigError
+
+
+class Kind(StrEnum):
+    """What a feature's values are."""
+
+    CATEGORICAL = "categorical"
+    CONTINUOUS = "continuous"
+
+
+class Side(StrEnum):
+    """Whether a feature describes the user and context (once per request) or the video scored."""
+
+    QUERY = "query"
+    IMPRESSION = "impression"
+
+
+class Normaliser(StrEnum):
+    """How a continuous feature reaches the network."""
+
+    QUANTILE = "quantile"  # x̃, x̃², √x̃ of the cumulative distribution (Covington et al. 2016, section 4.1)
+    SCALE = "scale"  # linear from [low, high] to [0, 1], clipped; missing becomes 0.5
+
+
+@dataclass(frozen=True)
+class Feature:
+    """One input of a model.
+
+    Args:
+      name: unique within its model.
+      kind: categorical (rows of an id space) or continuous (float32, NaN where missing).
+      side: query or impression.
+      source: where the raw value comes from; see the module's text.
+      id_space: the vocabulary of a categorical feature; features of one space share its embedding table.
+      max_length: None for one value; n for a bag of at most n values.
+      normaliser: of a continuous feature.
+      low, high: the range of `Normaliser.SCALE`.
+      serving_value: a fixed raw value used at serving in place of the logged one (position, example age).
+    """
+
+    name: str
+    kind: Kind
+    side: Side
+    source: str
+    id_space: str | None = None
+    max_length: int | None = None
+    normaliser: Normaliser | None = None
+    low: float = 0.0
+    high: float = 1.0
+    serving_value: float | str | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind == Kind.CATEGORICAL and not self.id_space:
+            raise ConfigError(f"feature {self.name!r}: a categorical feature needs an id_space")
+        if self.kind == Kind.CONTINUOUS and (self.id_space or self.max_length or not self.normaliser):
+            raise ConfigError(f"feature {self.name!r}: a continuous feature has a normaliser, no id_space, one value")
+        if "." not in self.source or self.source.split(".", 1)[0] not in {
+            "users",
+            "videos",
+            "request",
+            "history",
+        }:
+            raise ConfigError(
+                f"feature {self.name!r}: source {self.source!r} is not users.X, videos.X, request.X or history.X"
+            )
+
+    @property
+    def multivalent(self) -> bool:
+        return self.max_length is not None
+
+    @property
+    def arrow_type(self) -> pa.DataType:
+        """The column type in example sets: embedding rows, lists of them, or raw float32 values."""
+        if self.kind == Kind.CONTINUOUS:
+            return pa.float32()
+        return pa.list_(pa.int32()) if self.multivalent else pa.int32()
+
+
+@dataclass(frozen=True)
+class FeatureSpec:
+    """The features of one model, in a fixed order."""
+
+    features: tuple[Feature, ...]
+
+    def __post_init__(self) -> None:
+        names = [feature.name for feature in self.features]
+        repeated = sorted({name for name in names if names.count(name) > 1})
+        if repeated:
+            raise ConfigError(f"features named more than once: {', '.join(repeated)}")
+
+    def side(self, side: Side) -> tuple[Feature, ...]:
+        return tuple(feature for feature in self.features if feature.side == side)
+
+    def kind(self, kind: Kind) -> tuple[Feature, ...]:
+        return tuple(feature for feature in self.features if feature.kind == kind)
+
+    @property
+    def id_spaces(self) -> tuple[str, ...]:
+        return tuple(sorted({f.id_space for f in self.features if f.id_space}))
+
+    @property
+    def arrow_schema(self) -> pa.Schema:
+        return pa.schema([(feature.name, feature.arrow_type) for feature in self.features])
+
+    def __getitem__(self, name: str) -> Feature:
+        for feature in self.features:
+            if feature.name == name:
+                return feature
+        raise KeyError(name)
+
+    def __contains__(self, name: object) -> bool:
+        return any(feature.name == name for feature in self.features)
+
+
+def write_specs(path: Path, specs: dict[str, FeatureSpec]) -> None:
+    """Writes the run's specification file: model name → its features."""
+    value = {name: [asdict(feature) for feature in spec.features] for name, spec in specs.items()}
+    path.write_text(json.dumps({"version": 1, "models": value}, indent=2) + "\n")
+
+
+def read_specs(path: Path) -> dict[str, FeatureSpec]:
+    """Reads what `write_specs` wrote."""
+    models = json.loads(path.read_text())["models"]
+    return {name: FeatureSpec(tuple(_feature(entry) for entry in entries)) for name, entries in models.items()}
+
+
+def _feature(entry: dict) -> Feature:
+    normaliser = entry["normaliser"]
+    return Feature(
+        **{
+            **entry,
+            "kind": Kind(entry["kind"]),
+            "side": Side(entry["side"]),
+            "normaliser": Normaliser(normaliser) if normaliser else None,
+        }
+    )

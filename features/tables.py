@@ -1,0 +1,113 @@
+"""The data contract: canonical tables as Arrow schemas.
+
+Tables are Parquet, partitioned by UTC day (`<table>/day=YYYY-MM-DD/part-*.parquet`; users and videos are not
+partitioned; event rows whose time is not known are under `day=unknown`).
+
+Conventions: times are UTC; `*_s` are seconds; ids are non-empty UTF-8 strings without line breaks. A row with
+`time_known = false` has a null timestamp and comes before every timed row of its user, ordered by `order`; it may be
+history, never a label. `order` also breaks ties between rows of equal time (the order of the source). A column that
+the source does not have is absent from the table. Any further column of a source may stand beside these.
+"""
+
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+TIMESTAMP = pa.timestamp("us", tz="UTC")
+
+
+@dataclass(frozen=True)
+class Table:
+    """A canonical table: its required and optional columns."""
+
+    name: str
+    required: pa.Schema
+    optional: pa.Schema
+    partitioned: bool = True
+
+    @property
+    def schema(self) -> pa.Schema:
+        return pa.schema([*self.required, *self.optional])
+
+
+_ORDER = [pa.field("time_known", pa.bool_()), pa.field("order", pa.int64())]
+
+WATCHES = Table(
+    "watches",
+    pa.schema([("user_id", pa.string()), ("video_id", pa.string()), ("timestamp", TIMESTAMP)]),
+    pa.schema(
+        [
+            ("watch_time_s", pa.float64()),
+            ("completed", pa.bool_()),
+            ("page", pa.string()),
+            ("device", pa.string()),
+            ("origin", pa.string()),  # recommended, search, external
+            ("impression_id", pa.string()),
+            *_ORDER,
+        ]
+    ),
+)
+
+IMPRESSIONS = Table(
+    "impressions",
+    pa.schema(
+        [
+            ("user_id", pa.string()),
+            ("video_id", pa.string()),
+            ("timestamp", TIMESTAMP),
+            ("clicked", pa.bool_()),  # null only where time_known is false
+        ]
+    ),
+    pa.schema(
+        [
+            ("watch_time_s", pa.float64()),
+            ("page", pa.string()),
+            ("device", pa.string()),
+            ("position", pa.int64()),
+            ("request_id", pa.string()),
+            ("impression_id", pa.string()),
+            ("seed_video_id", pa.string()),
+            ("candidate_sources", pa.list_(pa.string())),
+            ("candidate_scores", pa.list_(pa.float64())),
+            *_ORDER,
+        ]
+    ),
+)
+
+SEARCHES = Table(
+    "searches",
+    pa.schema([("user_id", pa.string()), ("timestamp", TIMESTAMP), ("query", pa.string())]),
+    pa.schema([*_ORDER]),
+)
+
+USERS = Table(
+    "users",
+    pa.schema([("user_id", pa.string())]),
+    pa.schema(
+        [
+            ("region", pa.string()),
+            ("gender", pa.float64()),  # in [0, 1]; null when not known
+            ("age", pa.float64()),  # years
+            ("logged_in", pa.bool_()),
+            ("language", pa.string()),
+        ]
+    ),
+    partitioned=False,
+)
+
+VIDEOS = Table(
+    "videos",
+    pa.schema([("video_id", pa.string())]),
+    pa.schema(
+        [
+            ("uploader_id", pa.string()),
+            ("upload_time", TIMESTAMP),
+            ("duration_s", pa.float64()),
+            ("language", pa.string()),
+            ("topics", pa.list_(pa.string())),
+        ]
+    ),
+    partitioned=False,
+)
+
+TABLES = {table.name: table for table in (WATCHES, IMPRESSIONS, SEARCHES, USERS, VIDEOS)}

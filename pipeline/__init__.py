@@ -1,0 +1,1 @@
+"""Configuration, data sources, stages, training, evaluation, report, command line. Imports every other room."""

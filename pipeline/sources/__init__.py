@@ -1,0 +1,1 @@
+"""Raw logs in, canonical tables out: one file per source."""

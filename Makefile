@@ -1,0 +1,40 @@
+# Two commands matter: `make demo` and `make test`. Both work from a bare clone.
+PYTHON ?= $(shell command -v python3.12 >/dev/null 2>&1 && python3.12 --version >/dev/null 2>&1 && echo python3.12 || \
+                  (command -v python3.11 >/dev/null 2>&1 && python3.11 --version >/dev/null 2>&1 && echo python3.11) || echo python3)
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test quick lint types clean
+
+help: ## Lists the commands.
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+install: $(INSTALLED) ## Makes the virtual environment (PYTHON=..., VENV=... choose others).
+
+$(INSTALLED): setup.py
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	@echo "Installing (about 3 GB, one to three minutes) ..."
+	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	@touch $(INSTALLED)
+
+demo: $(INSTALLED) ## Builds a recommender from the simulated platform and prints recommendations.
+	$(BIN)/upnext run demo --workdir runs/demo
+
+test: lint types ## Lint, types and the whole test suite.
+	$(BIN)/python -m pytest
+
+quick: $(INSTALLED) ## The tests without the slow ones.
+	$(BIN)/python -m pytest -m "not slow"
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(INSTALLED)
+	$(BIN)/mypy
+
+clean: ## Removes the virtual environment, caches and runs.
+	rm -rf $(VENV) runs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

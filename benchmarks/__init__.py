@@ -1,0 +1,1 @@
+"""What is measured: commands that write a table, a plot, the machine and the date."""

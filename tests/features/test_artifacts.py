@@ -1,0 +1,78 @@
+"""Published folders appear whole or not at all."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from features.artifacts import MANIFEST, fingerprint, is_published, publish, read_manifest
+from features.errors import ArtifactError
+
+
+def test_manifest_lists_every_file_and_what_was_added_inside_the_block(tmp_path: Path) -> None:
+    manifest: dict = {"stage": "x"}
+    with publish(tmp_path / "out", manifest) as folder:
+        (folder / "sub").mkdir()
+        (folder / "sub" / "a.txt").write_text("abc")
+        manifest["counts"] = {"read": 3}
+    found = read_manifest(tmp_path / "out", verify=True)
+    assert found["stage"] == "x" and found["counts"] == {"read": 3}
+    assert found["files"] == {
+        "sub/a.txt": {"bytes": 3, "sha256": "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"}
+    }
+
+
+def test_nothing_appears_when_the_block_fails(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError), publish(tmp_path / "out", {}) as folder:
+        (folder / "a.txt").write_text("half")
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_earlier_version_stays_until_the_new_one_is_whole(tmp_path: Path) -> None:
+    with publish(tmp_path / "out", {}) as folder:
+        (folder / "a.txt").write_text("old")
+    with pytest.raises(RuntimeError), publish(tmp_path / "out", {}) as folder:
+        (folder / "a.txt").write_text("new")
+        raise RuntimeError
+    assert (tmp_path / "out" / "a.txt").read_text() == "old"
+    with publish(tmp_path / "out", {}) as folder:
+        (folder / "b.txt").write_text("new")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"b.txt", MANIFEST}
+
+
+def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path: Path) -> None:
+    dead = tmp_path / ".out.999999999-0a0a0a0a.tmp"
+    dead.mkdir()
+    with publish(tmp_path / "out", {}):
+        pass
+    assert not dead.exists()
+
+
+def test_a_folder_without_a_manifest_does_not_exist_for_readers(tmp_path: Path) -> None:
+    assert not is_published(tmp_path)
+    with pytest.raises(ArtifactError, match="nothing is published there"):
+        read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "remove", "garble"])
+def test_damage_is_found_and_named(tmp_path: Path, damage: str) -> None:
+    with publish(tmp_path / "out", {}) as folder:
+        (folder / "a.bin").write_bytes(b"0123")
+    target = tmp_path / "out" / "a.bin"
+    if damage == "truncate":
+        target.write_bytes(b"012")
+    elif damage == "flip":
+        target.write_bytes(b"0124")
+    elif damage == "remove":
+        target.unlink()
+    else:
+        target = tmp_path / "out" / MANIFEST
+        target.write_text("{")
+    with pytest.raises(ArtifactError, match=target.name):
+        read_manifest(tmp_path / "out", verify=True)
+
+
+def test_fingerprint_ignores_key_order_and_sees_values() -> None:
+    assert fingerprint({"a": 1, "b": 2}) == fingerprint(json.loads('{"b": 2, "a": 1}'))
+    assert fingerprint({"a": 1}) != fingerprint({"a": 2})

@@ -1,0 +1,54 @@
+"""One specification file describes every input of every model."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from features.errors import ConfigError
+from features.spec import Feature, FeatureSpec, Kind, Normaliser, Side, read_specs, write_specs
+
+WATCHED = Feature("watched", Kind.CATEGORICAL, Side.QUERY, "history.watched_video_ids", id_space="video", max_length=50)
+PAGE = Feature("page", Kind.CATEGORICAL, Side.QUERY, "request.page", id_space="page")
+AGE = Feature("video_age", Kind.CONTINUOUS, Side.IMPRESSION, "history.video_age_s", normaliser=Normaliser.QUANTILE)
+SPEC = FeatureSpec((WATCHED, PAGE, AGE))
+
+
+def test_specs_survive_the_file(tmp_path: Path) -> None:
+    write_specs(tmp_path / "spec.json", {"ranker": SPEC})
+    assert read_specs(tmp_path / "spec.json") == {"ranker": SPEC}
+
+
+def test_record_schema_follows_from_the_spec() -> None:
+    assert SPEC.arrow_schema == pa.schema(
+        [("watched", pa.list_(pa.int32())), ("page", pa.int32()), ("video_age", pa.float32())]
+    )
+
+
+def test_features_are_found_by_side_kind_and_name() -> None:
+    assert SPEC.side(Side.IMPRESSION) == (AGE,)
+    assert SPEC.kind(Kind.CATEGORICAL) == (WATCHED, PAGE)
+    assert SPEC["page"] is PAGE and "page" in SPEC and "other" not in SPEC
+    assert SPEC.id_spaces == ("page", "video")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"kind": Kind.CATEGORICAL, "source": "users.x"}, "needs an id_space"),
+        ({"kind": Kind.CONTINUOUS, "source": "users.x"}, "has a normaliser"),
+        (
+            {"kind": Kind.CONTINUOUS, "source": "users.x", "normaliser": Normaliser.SCALE, "max_length": 3},
+            "one value",
+        ),
+        ({"kind": Kind.CATEGORICAL, "source": "elsewhere.x", "id_space": "x"}, "is not users.X"),
+    ],
+)
+def test_impossible_features_are_refused(arguments: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Feature(name="f", side=Side.QUERY, **arguments)
+
+
+def test_a_name_used_twice_is_refused() -> None:
+    with pytest.raises(ConfigError, match="more than once: page"):
+        FeatureSpec((PAGE, PAGE))

@@ -1,0 +1,101 @@
+"""A stage runs when its configuration or inputs changed, and is skipped otherwise."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from features.artifacts import publish
+from features.errors import ArtifactError
+from pipeline.stages import Stage, durations, execute, locked
+
+
+class Work:
+    """Two stages that count how often each ran: `first` publishes a, `second` copies it to b."""
+
+    def __init__(self, run: Path) -> None:
+        self.run = run
+        self.ran: list[str] = []
+
+    def _write(self, name: str, text: str) -> None:
+        self.ran.append(name)
+        with publish(self.run / name, {}) as folder:
+            (folder / "data.txt").write_text(text)
+
+    def stages(self, text: str = "x", second_settings: int = 1) -> list[Stage]:
+        return [
+            Stage("first", "", {"text": text}, (), ("a",), lambda: self._write("a", text)),
+            Stage(
+                "second",
+                "",
+                second_settings,
+                ("a",),
+                ("b",),
+                lambda: self._write("b", (self.run / "a" / "data.txt").read_text()),
+            ),
+        ]
+
+    def execute(self, **changes: object) -> list[str]:
+        self.ran.clear()
+        execute(self.stages(**changes), self.run, Console(quiet=True), version="1")  # type: ignore[arg-type]
+        return list(self.ran)
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Work:
+    return Work(tmp_path / "run")
+
+
+def test_an_unchanged_run_does_nothing(work: Work) -> None:
+    assert work.execute() == ["a", "b"]
+    assert work.execute() == []
+    assert list(durations(work.run)) == ["first", "second"]
+
+
+def test_a_changed_setting_runs_the_stage_and_what_reads_it(work: Work) -> None:
+    work.execute()
+    assert work.execute(text="y") == ["a", "b"]
+    assert (work.run / "b" / "data.txt").read_text() == "y"
+
+
+def test_a_later_setting_leaves_the_earlier_stage_alone(work: Work) -> None:
+    work.execute()
+    assert work.execute(second_settings=2) == ["b"]
+
+
+@pytest.mark.parametrize("damage", ["remove the manifest", "truncate the data", "remove the record"])
+def test_a_damaged_output_is_made_again(work: Work, damage: str) -> None:
+    work.execute()
+    target = {
+        "remove the manifest": work.run / "b" / "manifest.json",
+        "truncate the data": work.run / "b" / "data.txt",
+        "remove the record": work.run / "stages" / "second.json",
+    }[damage]
+    target.write_text("") if damage.startswith("truncate") else target.unlink()
+    assert work.execute() == ["b"]
+
+
+def test_a_missing_input_is_named(work: Work) -> None:
+    with pytest.raises(ArtifactError, match=r"run/a: not published; run the stage that writes it first"):
+        execute(work.stages()[1:], work.run, Console(quiet=True), version="1")
+
+
+def test_a_stage_that_publishes_nothing_is_an_error(tmp_path: Path) -> None:
+    stage = Stage("idle", "", 0, (), ("a",), lambda: None)
+    with pytest.raises(ArtifactError, match="stage idle: ended without publishing a"):
+        execute([stage], tmp_path, Console(quiet=True), version="1")
+
+
+def test_a_second_run_in_one_folder_is_refused(tmp_path: Path) -> None:
+    attempt = (
+        "import sys, pathlib; from pipeline.stages import locked; from features.errors import ArtifactError\n"
+        "try:\n    with locked(pathlib.Path(sys.argv[1])): print('entered')\n"
+        "except ArtifactError as error: print(error)"
+    )
+    command = [sys.executable, "-c", attempt, str(tmp_path)]
+    with locked(tmp_path):
+        refused = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "in use by process" in refused
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "entered\n"

@@ -1,0 +1,115 @@
+"""Configuration files: YAML checked by pydantic; every mistake in one line with the nearest valid name."""
+
+import difflib
+import typing
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from features.errors import ConfigError
+
+T = TypeVar("T", bound=BaseModel)
+
+
+def builtin_names() -> list[str]:
+    """The configurations that ship with the package."""
+    folder = resources.files("pipeline") / "configs"
+    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def read(model: type[T], name: str, overrides: Sequence[str] = ()) -> T:
+    """Reads a configuration.
+
+    Args:
+      model: what the file must hold.
+      name: a built-in configuration's name, or the path of a YAML file.
+      overrides: `key=value` texts; the key is dotted (`source.path`), the value is YAML.
+
+    Raises:
+      ConfigError: no such file, not YAML, an unknown key (the nearest one is named), or a value that does not fit.
+    """
+    text, where = _text_of(name)
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(value, dict):
+        raise ConfigError(f"{where}: expected a mapping of settings, found {type(value).__name__}")
+    for override in overrides:
+        _apply(value, override)
+    return validate(model, value, where)
+
+
+def validate(model: type[T], value: Mapping[str, Any], where: str) -> T:
+    """Checks `value` against `model`, with the first mistake as one line."""
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        raise ConfigError(f"{where}: {_explain(model, error)}") from error
+
+
+def _text_of(name: str) -> tuple[str, str]:
+    path = Path(name)
+    if name in builtin_names() and not path.is_file():
+        return (resources.files("pipeline") / "configs" / f"{name}.yaml").read_text(encoding="utf-8"), f"{name}.yaml"
+    if path.is_file():
+        return path.read_text(encoding="utf-8"), str(path)
+    near = difflib.get_close_matches(name, builtin_names(), n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise ConfigError(f"configuration {name!r}: no such file, and not one of {', '.join(builtin_names())}{hint}")
+
+
+def _apply(value: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"--set {override!r}: expected key=value, such as source.path=logs")
+    *parents, last = key.split(".")
+    node = value
+    for depth, parent in enumerate(parents):
+        node = node.setdefault(parent, {})
+        if not isinstance(node, dict):
+            raise ConfigError(
+                f"--set {override!r}: {'.'.join(parents[: depth + 1])} is a value, not a group of settings"
+            )
+    try:
+        node[last] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {override!r}: the value is not valid YAML") from error
+
+
+def _explain(model: type[BaseModel], error: ValidationError) -> str:
+    first = error.errors()[0]
+    location = ".".join(str(part) for part in first["loc"])
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    if first["type"] != "extra_forbidden":
+        return f"{location}: {first['msg']}, found {first['input']!r:.80}{more}"
+    *parents, key = first["loc"]
+    known = _field_names(model, parents)
+    near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.4)
+    hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}"
+    return f"{location}: no such setting; {hint}{more}"
+
+
+def _field_names(model: type[BaseModel], location: Sequence[int | str]) -> list[str]:
+    """The settings that exist at a place in the tree; union tags and list positions in it are stepped over."""
+    current: list[type[BaseModel]] = [model]
+    for part in location:
+        inside = [
+            found
+            for owner in current
+            if isinstance(part, str) and part in owner.model_fields
+            for found in _models_in(owner.model_fields[part].annotation)
+        ]
+        tagged = [owner for owner in current if getattr(owner.model_fields.get("kind"), "default", None) == part]
+        current = inside or tagged or current
+    return sorted({name for owner in current for name in owner.model_fields})
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type):
+        return [annotation] if issubclass(annotation, BaseModel) else []
+    return [found for argument in typing.get_args(annotation) for found in _models_in(argument)]

@@ -1,0 +1,77 @@
+"""Configuration mistakes are one line that names the place and the nearest valid name."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import pytest
+from pydantic import Field
+
+from features.errors import ConfigError
+from features.settings import Settings
+from pipeline.config_file import read
+
+
+class Files(Settings):
+    kind: Literal["files"] = "files"
+    path: str = "."
+
+
+class Simulator(Settings):
+    kind: Literal["simulator"] = "simulator"
+    users: int = 10
+
+
+class Layer(Settings):
+    units: int = 4
+
+
+class Config(Settings):
+    source: Annotated[Files | Simulator, Field(discriminator="kind")] = Simulator()
+    layers: list[Layer] = []
+    rate: float | None = None
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    file = tmp_path / "config.yaml"
+    file.write_text("source: {kind: files, path: logs}\nlayers: [{units: 8}]\n")
+    return file
+
+
+def test_a_file_and_dotted_overrides_are_read(path: Path) -> None:
+    config = read(Config, str(path), ["source.path=a b", "rate=0.5"])
+    assert config == Config(source=Files(path="a b"), layers=[Layer(units=8)], rate=0.5)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("rte=1", "rte: no such setting; did you mean 'rate'?"),
+        ("source.pth=1", "source.files.pth: no such setting; did you mean 'path'?"),
+        ("layers=[{unit: 1}]", "layers.0.unit: no such setting; did you mean 'units'?"),
+        ("rate=fast", "rate: Input should be a valid number.*found 'fast'"),
+        ("source.kind=file", "source: Input tag 'file'.*'files', 'simulator'"),
+        ("rate", "expected key=value"),
+        ("source.path.deep=1", "source.path is a value, not a group"),
+        ("rate=[", "not valid YAML"),
+    ],
+)
+def test_mistakes_are_explained_in_one_line(path: Path, override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as error:
+        read(Config, str(path), [override])
+    assert "\n" not in str(error.value)
+
+
+def test_an_unknown_name_lists_what_exists() -> None:
+    with pytest.raises(ConfigError, match=r"'no-such': no such file, and not one of"):
+        read(Config, "no-such")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("a: [", "not valid YAML"), ("- 1", "expected a mapping"), ("", "found NoneType")]
+)
+def test_files_that_hold_no_settings_are_refused(tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "broken.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        read(Config, str(file))

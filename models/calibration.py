@@ -1,0 +1,157 @@
+"""Calibration of expected watch time: a monotone function fitted on impressions the ranker was not trained on.
+
+Impressions are sorted by the raw expectation and cut into bins of equal count; the mean watch time of the bins is made
+to ascend by isotonic regression, and the function is linear between the bins' means and proportional outside them. One
+bin is a single multiplicative factor. The fit is NumPy; the function is a layer, so that its points are saved with the
+weights and it runs inside the exported graph. Being monotone, it never reorders two impressions by their expected
+watch time; the `score` that orders the list does not pass through it.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import tensorflow as tf
+import tf_keras
+from pydantic import Field
+from scipy.optimize import isotonic_regression
+
+from features.errors import ConfigError, DataError
+from features.settings import Settings
+
+
+class CalibrationConfig(Settings):
+    """How finely expected watch time is calibrated."""
+
+    # Bins of equal count; 1 is one factor for all. More bins follow the curve closer and average fewer impressions.
+    bins: int = Field(10, ge=1)
+    # Fewer bins are used where one would hold less than this many impressions.
+    min_impressions_per_bin: int = Field(1000, ge=1)
+
+
+@dataclass(frozen=True)
+class CalibrationPoints:
+    """The corners of the calibration function.
+
+    Args:
+      raw_s: float64 `[n]`, positive, strictly ascending: mean raw expectations in seconds.
+      calibrated_s: float64 `[n]`, positive, ascending: what they become.
+    """
+
+    raw_s: np.ndarray
+    calibrated_s: np.ndarray
+
+    def __post_init__(self) -> None:
+        raw, calibrated = self.raw_s, self.calibrated_s
+        if (
+            raw.ndim != 1
+            or raw.shape != calibrated.shape
+            or not len(raw)
+            or not (raw > 0).all()
+            or not (calibrated > 0).all()
+            or not (np.diff(raw) > 0).all()
+            or not (np.diff(calibrated) >= 0).all()
+        ):
+            raise ConfigError(
+                "calibration needs positive ascending points of one length; found "
+                f"raw_s={raw.tolist()}, calibrated_s={calibrated.tolist()}; fit it again"
+            )
+
+    def apply(self, expected_watch_time_s: np.ndarray) -> np.ndarray:
+        """The function, in NumPy: float64 like its input."""
+        x = np.asarray(expected_watch_time_s, np.float64)
+        ends = np.where(x < self.raw_s[0], 0, -1)
+        outside = x * (self.calibrated_s[ends] / self.raw_s[ends])
+        inside = np.interp(x, self.raw_s, self.calibrated_s)
+        return np.where((x < self.raw_s[0]) | (x > self.raw_s[-1]), outside, inside)
+
+    def padded(self, size: int) -> "CalibrationPoints":
+        """The same function with `size` points: the added ones lie on the proportional part above the last."""
+        powers = np.concatenate([np.zeros(len(self.raw_s)), np.arange(1, size - len(self.raw_s) + 1)])
+        index = np.minimum(np.arange(size), len(self.raw_s) - 1)
+        return CalibrationPoints(self.raw_s[index] * 2.0**powers, self.calibrated_s[index] * 2.0**powers)
+
+
+def fit_watch_time_calibration(
+    expected_watch_time_s: np.ndarray,
+    watch_time_s: np.ndarray,
+    config: CalibrationConfig,
+    weight: np.ndarray | None = None,
+) -> CalibrationPoints:
+    """Fits the calibration so that the total expectation of these impressions is their total watch time.
+
+    Args:
+      expected_watch_time_s: float `[n]`, the ranker's raw expectations of impressions it was not trained on.
+      watch_time_s: float `[n]`, what was watched in seconds; 0 where the impression was not clicked.
+      config: see `CalibrationConfig`.
+      weight: float `[n]`, what each impression counts, default one; `1 / keep rate` for down-sampled negatives.
+
+    Raises:
+      DataError: there are no impressions, no watch time, or an expectation is not finite and positive.
+    """
+    x = np.asarray(expected_watch_time_s, np.float64)
+    y = np.asarray(watch_time_s, np.float64)
+    w = np.ones_like(x) if weight is None else np.asarray(weight, np.float64)
+    if not len(x) or not np.sum(w * y) > 0:
+        raise DataError(f"calibration needs impressions with watch time; found {len(x)} impressions, {y.sum():g} s")
+    usable = np.isfinite(x) & (x > 0)
+    if not usable.all():
+        raise DataError(
+            f"calibration needs finite positive expectations; {np.sum(~usable)} of {len(x)} are not: "
+            "the ranker's training diverged, lower its learning rate"
+        )
+    order = np.argsort(x, kind="stable")
+    x, y, w = x[order], y[order], w[order]
+    bins = max(1, min(config.bins, len(x) // config.min_impressions_per_bin))
+    starts = np.linspace(0, len(x), bins, endpoint=False).astype(np.int64)
+    # Bins of equal float32 expectation are one: the layer could not tell them apart.
+    means = (np.add.reduceat(w * x, starts) / np.add.reduceat(w, starts)).astype(np.float32)
+    starts = starts[np.concatenate([[True], np.diff(means) > 0])]
+    weights = np.add.reduceat(w, starts)
+    fitted = isotonic_regression(np.add.reduceat(w * y, starts) / weights, weights=weights)
+    starts = starts[fitted.blocks[:-1]]
+    weights = np.add.reduceat(w, starts)
+    raw = np.add.reduceat(w * x, starts) / weights
+    actual = np.add.reduceat(w * y, starts) / weights
+    actual = np.maximum(actual, 1e-6 * actual.max())  # where a whole bin watched nothing
+    # Interpolation between the bins' means does not keep the total; one factor restores it.
+    factor = np.sum(w * y) / np.sum(w * CalibrationPoints(raw, actual).apply(x))
+    return CalibrationPoints(raw, actual * factor)
+
+
+class WatchTimeCalibration(tf_keras.layers.Layer):
+    """Applies `CalibrationPoints` inside the graph; the identity until `assign` is called.
+
+    Args:
+      num_points: the most points it can hold, `CalibrationConfig.bins`.
+    """
+
+    def __init__(self, num_points: int) -> None:
+        super().__init__(name="watch_time_calibration", trainable=False, dtype="float32")
+        self._num_points = max(2, num_points)
+        identity = CalibrationPoints(np.ones(1), np.ones(1)).padded(self._num_points).raw_s
+        self.raw_s = self.add_weight(
+            "raw_s", [self._num_points], initializer=tf_keras.initializers.Constant(identity), trainable=False
+        )
+        self.calibrated_s = self.add_weight(
+            "calibrated_s", [self._num_points], initializer=tf_keras.initializers.Constant(identity), trainable=False
+        )
+        self.built = True
+
+    def assign(self, points: CalibrationPoints) -> None:
+        """Takes fitted points over."""
+        padded = points.padded(self._num_points)
+        self.raw_s.assign(padded.raw_s.astype(np.float32))
+        self.calibrated_s.assign(padded.calibrated_s.astype(np.float32))
+
+    def call(self, expected_watch_time_s: tf.Tensor) -> tf.Tensor:
+        """Calibrated expected watch time in seconds, `[...]` like its input."""
+        x = tf.cast(expected_watch_time_s, tf.float32)
+        raw, calibrated = tf.convert_to_tensor(self.raw_s), tf.convert_to_tensor(self.calibrated_s)
+        right = tf.reshape(tf.searchsorted(raw, tf.reshape(x, [-1]), side="right"), tf.shape(x))
+        right = tf.clip_by_value(right, 1, self._num_points - 1)
+        raw_left, raw_right = tf.gather(raw, right - 1), tf.gather(raw, right)
+        left = tf.gather(calibrated, right - 1)
+        inside = left + (x - raw_left) * (tf.gather(calibrated, right) - left) / (raw_right - raw_left)
+        below = x * (calibrated[0] / raw[0])
+        above = x * (calibrated[-1] / raw[-1])
+        return tf.where(x < raw[0], below, tf.where(x > raw[-1], above, inside))

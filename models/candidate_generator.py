@@ -1,0 +1,101 @@
+"""What every candidate generator has in common: a query tower, video vectors, and a softmax over videos.
+
+Covington et al. 2016, section 3.1: P(watch i | U, C) = exp(v_i · u) / Σ_j exp(v_j · u). Evaluation, export, index and
+funnel are written against this interface once; the two-tower model is one generator, sequence models are others.
+"""
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import tensorflow as tf
+import tensorflow_recommenders as tfrs
+import tf_keras
+
+from features.spec import FeatureSpec
+
+LABEL = "label"  # row of the label's video; 0 (out of vocabulary) counts for nothing in the loss
+WEIGHT = "weight"  # of an example in the loss
+
+
+class SoftmaxLoss(Protocol):
+    """The loss part of a generator: sampled, full or in-batch softmax (`models/sampled_softmax.py`)."""
+
+    def __call__(
+        self, generator: "CandidateGenerator", queries: tf.Tensor, inputs: Mapping[str, tf.Tensor], training: bool
+    ) -> tf.Tensor:
+        """The loss of each example: queries `[batch, dimension]` and the whole batch of inputs -> `[batch]` float32."""
+
+
+class CandidateGenerator(tfrs.models.Model):
+    """Base of the candidate generators. Query vector and video vector meet in a dot product, without bias.
+
+    A batch is a dict: for each query feature of the spec its tensor (univalent rows `[batch]` int32, multivalent rows
+    `[batch, max_length]` int32 padded with 0 on the right, continuous `[batch]` float32 with NaN for missing), `label`
+    `[batch]` int32, optional `weight` `[batch]` float32, and what the loss needs (negatives drawn in the input
+    pipeline, see `models/samplers.py`).
+
+    Args:
+      spec: the features of the model.
+      num_classes: number of videos in the vocabulary; row r in 1..num_classes is class r - 1.
+      dimension: length d of query and video vectors.
+      softmax: the loss part.
+    """
+
+    def __init__(self, spec: FeatureSpec, num_classes: int, dimension: int, softmax: SoftmaxLoss) -> None:
+        super().__init__()
+        self.spec = spec
+        self.num_classes = num_classes
+        self.dimension = dimension
+        self.softmax = softmax
+        self.cross_entropy = tf_keras.metrics.Mean("cross_entropy")
+
+    def query_embeddings(self, features: Mapping[str, tf.Tensor], training: bool = False) -> tf.Tensor:
+        """The query tower: a batch of query features -> `[batch, dimension]` float32."""
+        raise NotImplementedError
+
+    def class_embeddings(self, rows: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """Vectors of videos of the vocabulary: `[n]` rows in 1..num_classes -> `[n, dimension]` float32."""
+        raise NotImplementedError
+
+    def video_embeddings(self, columns: Mapping[str, tf.Tensor]) -> tf.Tensor:
+        """Vectors of any videos, in the vocabulary or not.
+
+        Args:
+          columns: of the catalogue: `video` `[n]` int32 (row, 0 for a video without a class) and the rows of each
+            attribute that `video_columns` names, `[n]` or `[n, length]` int32 padded with 0.
+
+        Returns:
+          `[n, dimension]` float32.
+        """
+        raise NotImplementedError
+
+    @property
+    def video_columns(self) -> tuple[str, ...]:
+        """The catalogue columns that `video_embeddings` reads, `video` first."""
+        return ("video",)
+
+    def call(self, features: Mapping[str, tf.Tensor], training: bool = False) -> tf.Tensor:
+        """The query tower, as `query_embeddings`."""
+        return self.query_embeddings(features, training=training)
+
+    def compute_loss(self, inputs: Mapping[str, tf.Tensor], training: bool = False) -> tf.Tensor:
+        """Weighted mean of the softmax cross-entropy over the batch."""
+        labels = inputs[LABEL]
+        weights = tf.cast(inputs[WEIGHT], tf.float32) if WEIGHT in inputs else tf.ones_like(labels, tf.float32)
+        weights = tf.where(labels > 0, weights, 0.0)
+        losses = self.softmax(self, self.query_embeddings(inputs, training=training), inputs, training)
+        self.cross_entropy.update_state(losses, sample_weight=weights)
+        return replica_mean(losses, weights)
+
+
+def replica_mean(losses: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
+    """Weighted mean over this replica's batch, divided by the number of replicas.
+
+    Optimizers add the gradients of all replicas up, so the sum of these is the mean over them.
+
+    Args:
+      losses: `[batch]` float32.
+      weights: `[batch]` float32, not negative; all zero gives 0.
+    """
+    replicas = tf.distribute.get_strategy().num_replicas_in_sync
+    return tf.math.divide_no_nan(tf.reduce_sum(losses * weights), tf.reduce_sum(weights)) / replicas

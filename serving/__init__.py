@@ -1,1 +1,1 @@
-"""Exported models: the index, the SavedModels, the funnel. Imports features and models."""
+"""SavedModels, the index and the funnel. Imports features and models."""

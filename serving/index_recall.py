@@ -1,0 +1,118 @@
+"""Recall of an approximate index against exact search, by popularity of the videos that should be found.
+
+An index that loses only rarely watched videos looks fine on average and starves the tail; therefore the floor holds
+for each slice alone.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import tensorflow as tf
+from pydantic import Field
+
+from features.errors import ExportError
+from features.settings import Settings
+from serving.index import Index
+
+SLICES = ("head", "torso", "tail")
+
+
+class RecallConfig(Settings):
+    """The recall an index must reach to be exported."""
+
+    k: int = Field(100, ge=1, description="recall of the k best videos")
+    floor: float = Field(0.9, ge=0, le=1, description="least recall, of every slice")
+    max_queries: int = Field(1000, ge=1, description="validation queries used, at most")
+    min_hits: int = Field(
+        100, ge=1, description="a slice that has fewer videos to be found over all queries is reported, not judged"
+    )
+
+
+@dataclass(frozen=True)
+class SliceRecall:
+    """Recall in one popularity slice.
+
+    Args:
+      videos: available videos in the slice.
+      expected: (query, video) pairs of the exact answers whose video is in the slice.
+      recall: share of them that the index answered too; None when `expected` is 0.
+    """
+
+    videos: int
+    expected: int
+    recall: float | None
+
+
+def popularity_slices(counts: np.ndarray) -> np.ndarray:
+    """Slice number (0 head, 1 torso, 2 tail) of each video.
+
+    The head is the most watched videos that together have a third of all training watches, the torso has the next
+    third, the tail the last third and every video without a watch.
+
+    Args:
+      counts: `[N]` training watches.
+    """
+    counts = np.asarray(counts, np.float64)
+    order = np.argsort(-counts, kind="stable")
+    before = np.cumsum(counts[order]) - counts[order]
+    total = counts.sum()
+    share = before / total if total else np.ones(len(counts))
+    slices = np.empty(len(counts), np.int8)
+    slices[order] = np.where(counts[order] == 0, 2, np.minimum(np.floor(share * 3), 2))
+    return slices
+
+
+def exact_rows(vectors: np.ndarray, queries: np.ndarray, k: int) -> np.ndarray:
+    """The rows of the k largest dot products `[Q, k]`, unordered."""
+    k = min(k, len(vectors))
+    answers = []
+    block = max(1, 50_000_000 // len(vectors))
+    for start in range(0, len(queries), block):
+        scores = queries[start : start + block] @ vectors.T
+        answers.append(np.argpartition(-scores, k - 1, axis=1)[:, :k])
+    return np.concatenate(answers)
+
+
+def recall_by_slice(
+    index: Index, vectors: np.ndarray, queries: np.ndarray, counts: np.ndarray, config: RecallConfig
+) -> dict[str, SliceRecall]:
+    """Recall@k of `index` per popularity slice and over all (key `all`).
+
+    Args:
+      index: the index to judge.
+      vectors: `[N, d]` the vectors of its rows, in its order.
+      queries: `[Q, d]` validation query vectors; the first `max_queries` are used.
+      counts: `[N]` training watches of the index's rows.
+    """
+    queries = np.ascontiguousarray(queries[: config.max_queries], np.float32)
+    k = min(config.k, index.size)
+    expected = exact_rows(np.asarray(vectors, np.float32), queries, k)
+    parts = np.array_split(queries, max(1, -(-len(queries) // 64)))
+    found = np.concatenate(
+        [index.search_rows(tf.constant(part), tf.zeros([len(part), 0], tf.int32), k)[0].numpy() for part in parts]
+    )
+    # One number per (query, row), so that a hit is a set membership.
+    offsets = np.arange(len(queries))[:, None] * (index.size + 1)
+    hit = np.isin(expected + offsets, found + offsets)
+    slices = popularity_slices(counts)
+    result = {}
+    for number, name in [*enumerate(SLICES), (None, "all")]:
+        inside = np.ones_like(hit) if number is None else slices[expected] == number
+        videos = index.size if number is None else int((slices == number).sum())
+        pairs = int(inside.sum())
+        result[name] = SliceRecall(videos, pairs, float(hit[inside].mean()) if pairs else None)
+    return result
+
+
+def check_recall(recalls: dict[str, SliceRecall], config: RecallConfig) -> None:
+    """Raises ExportError naming the slices below the floor."""
+    low = [
+        f"{name} {found.recall:.3f} ({found.videos} videos)"
+        for name, found in recalls.items()
+        if found.recall is not None and found.expected >= config.min_hits and found.recall < config.floor
+    ]
+    if low:
+        raise ExportError(
+            f"index: recall@{config.k} of exact search is below the floor of {config.floor:g} in {', '.join(low)}; "
+            "raise leaves_to_search or reorder, or lower the floor"
+        )

@@ -9,9 +9,15 @@ history, never a label. `order` also breaks ties between rows of equal time (the
 the source does not have is absent from the table. Any further column of a source may stand beside these.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+
+from features.errors import ArtifactError
 
 TIMESTAMP = pa.timestamp("us", tz="UTC")
 
@@ -111,3 +117,52 @@ VIDEOS = Table(
 )
 
 TABLES = {table.name: table for table in (WATCHES, IMPRESSIONS, SEARCHES, USERS, VIDEOS)}
+
+
+def table_files(folder: Path, name: str) -> list[Path]:
+    """The part files of table `name` under `folder` (the run's `tables`): order-only rows first, then by day and part."""
+    files = (Path(folder) / name).rglob("part-*.parquet")
+    return sorted(files, key=lambda file: ("day=unknown" not in file.parts, file))
+
+
+def has_table(folder: Path, name: str) -> bool:
+    """Whether table `name` is there."""
+    return bool(table_files(folder, name))
+
+
+def table_columns(folder: Path, name: str) -> list[str]:
+    """The columns of table `name`, the same in all its parts.
+
+    Raises:
+      ArtifactError: there is no such table.
+    """
+    return pq.read_schema(_required_files(folder, name)[0]).names
+
+
+def read_table(folder: Path, name: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """Reads table `name` whole, in the order of `table_files`; meant for users and videos and for small logs.
+
+    Args:
+      folder: the run's `tables` folder.
+      name: one of `TABLES`.
+      columns: the columns to read; None for all.
+
+    Raises:
+      ArtifactError: there is no such table, or it lacks one of `columns`.
+    """
+    files = _required_files(folder, name)
+    if columns is not None:
+        absent = sorted(set(columns) - set(table_columns(folder, name)))
+        if absent:
+            raise ArtifactError(f"{folder}/{name}: no column {', '.join(absent)}; make the source provide it")
+    dataset = ds.dataset([str(file) for file in files], format="parquet")
+    return dataset.to_table(columns=None if columns is None else list(columns))
+
+
+def _required_files(folder: Path, name: str) -> list[Path]:
+    files = table_files(folder, name)
+    if not files:
+        raise ArtifactError(
+            f"{folder}: expected table {name!r}, found none; run the ingest stage with a source that has it"
+        )
+    return files

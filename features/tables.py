@@ -120,7 +120,7 @@ TABLES = {table.name: table for table in (WATCHES, IMPRESSIONS, SEARCHES, USERS,
 
 
 def table_files(folder: Path, name: str) -> list[Path]:
-    """The part files of table `name` under `folder` (the run's `tables`): order-only rows first, then by day and part."""
+    """The part files of table `name` under `folder` (the run's `tables`): order-only rows first, then by day."""
     files = (Path(folder) / name).rglob("part-*.parquet")
     return sorted(files, key=lambda file: ("day=unknown" not in file.parts, file))
 

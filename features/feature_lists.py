@@ -1,0 +1,292 @@
+"""Which features the models see: the default lists, and features added by configuration.
+
+A feature whose column is absent is left out with a reason; a configured one whose column is absent is an error.
+"""
+
+import difflib
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from features.errors import ConfigError
+from features.history import REQUIREMENTS, derivation_of
+from features.settings import Settings
+from features.spec import Feature, FeatureSpec, Kind, Normaliser, Side
+from features.tables import TABLES, has_table, table_columns
+
+Columns = Mapping[str, Collection[str]]
+"""Table name → its columns; a table that the run does not have is absent."""
+
+Model = Literal["candidate_generator", "ranker"]
+
+
+class FeatureConfig(Settings):
+    """One feature added by configuration."""
+
+    name: str
+    """Unique within the model."""
+    source: str
+    """`users.<column>`, `videos.<column>`, `request.<column>` or `history.<derivation>`; see `features/spec.py`."""
+    kind: Kind
+    """`categorical` or `continuous`."""
+    side: Side = Side.QUERY
+    """`query` (user, context) or `impression` (video scored)."""
+    models: tuple[Model, ...] = ("ranker",)
+    """The models that get it."""
+    id_space: str | None = None
+    """Vocabulary of a categorical feature; default: its name. Features of one id space share their embeddings."""
+    max_length: int | None = None
+    """None for one value, n for a bag of at most n values."""
+    normaliser: Normaliser | None = None
+    """Of a continuous feature; default: `quantile` for the ranker, `scale` needs `low` and `high`."""
+    low: float = 0.0
+    """Lower end of `scale`."""
+    high: float = 1.0
+    """Upper end of `scale`."""
+    serving_value: float | str | None = None
+    """A fixed raw value used at serving."""
+
+    def feature(self) -> Feature:
+        """The feature it describes."""
+        continuous = self.kind == Kind.CONTINUOUS
+        return Feature(
+            name=self.name,
+            kind=self.kind,
+            side=self.side,
+            source=self.source,
+            id_space=None if continuous else self.id_space or self.name,
+            max_length=self.max_length,
+            normaliser=self.normaliser or (Normaliser.QUANTILE if continuous else None),
+            low=self.low,
+            high=self.high,
+            serving_value=self.serving_value,
+        )
+
+
+class FeatureListConfig(Settings):
+    """What the models see of a user, a request and a video."""
+
+    watch_window: int = 50
+    """Watches before the snapshot that features may use (section 3.5: 50)."""
+    impression_window: int = 100
+    """Impressions before the snapshot that features may use."""
+    search_window: int = 50
+    """Searches before the snapshot that features may use."""
+    max_watched_videos: int = 50
+    """Watched videos in the bag (section 3.5: 50)."""
+    max_search_tokens: int = 50
+    """Search tokens in the bag (section 3.5: 50)."""
+    max_topics: int = 16
+    """Topics of a video in the bag."""
+    max_candidate_sources: int = 8
+    """Nominating sources of a candidate in the bag."""
+    example_age_low_s: float = -86_400.0
+    """Example age (seconds) that becomes 0; below zero so that a slightly negative serving value is not clipped."""
+    example_age_high_s: float = 30 * 86_400.0
+    """Example age (seconds) that becomes 1; at least the length of the training part."""
+    serving_example_age_s: float = 0.0
+    """Example age (seconds) at serving: zero or slightly negative (section 3.3)."""
+    serving_position: float = 0.0
+    """Position at serving, the same for every candidate."""
+    oldest_age_years: float = 100.0
+    """Age (years) that becomes 1 in the candidate generator."""
+    without: tuple[str, ...] = ()
+    """Names of default features to leave out, of both models."""
+    extra: tuple[FeatureConfig, ...] = ()
+    """Features added to the default lists."""
+
+
+DEFAULTS = FeatureListConfig()
+
+
+class FeatureList(NamedTuple):
+    """A model's features, and the names of those left out with the reason."""
+
+    spec: FeatureSpec
+    left_out: list[tuple[str, str]]
+
+
+def columns_of(tables: Path) -> dict[str, frozenset[str]]:
+    """The tables of a run's `tables` folder and their columns."""
+    return {name: frozenset(table_columns(tables, name)) for name in TABLES if has_table(tables, name)}
+
+
+def default_candidate_features(columns: Columns, config: FeatureListConfig = DEFAULTS) -> FeatureList:
+    """The candidate generator's inputs (Covington et al. 2016, sections 3.2 and 3.3).
+
+    Query features are columns of the example set. Impression features are attributes of the output videos, read from
+    the catalogue by the model and not written into examples.
+
+    Raises:
+      ConfigError: a configured feature needs a column that the tables do not have.
+    """
+    scale = Normaliser.SCALE
+    defaults = [
+        _bag("watched_video_ids", "history.watched_video_ids", "video", config.max_watched_videos),
+        _bag("search_tokens", "history.search_tokens", "search_token", config.max_search_tokens),
+        _id("region", "users.region"),
+        _id("device", "request.device"),
+        _number("gender", "users.gender", scale),
+        _number("logged_in", "users.logged_in", scale),
+        _number("age", "users.age", scale, high=config.oldest_age_years),
+        Feature(
+            "example_age",
+            Kind.CONTINUOUS,
+            Side.QUERY,
+            "request.example_age",
+            normaliser=scale,
+            low=config.example_age_low_s,
+            high=config.example_age_high_s,
+            serving_value=config.serving_example_age_s,
+        ),
+        _id("uploader", "videos.uploader_id", "uploader", Side.IMPRESSION),
+        _bag("topics", "videos.topics", "topic", config.max_topics, Side.IMPRESSION),
+    ]
+    return _choose("candidate_generator", defaults, columns, config)
+
+
+def default_ranking_features(columns: Columns, config: FeatureListConfig = DEFAULTS) -> FeatureList:
+    """The ranker's inputs (Covington et al. 2016, section 4.1).
+
+    Raises:
+      ConfigError: a configured feature needs a column that the tables do not have.
+    """
+    impression = Side.IMPRESSION
+    defaults = [
+        _bag("watched_video_ids", "history.watched_video_ids", "clicked_video", config.max_watched_videos),
+        _id("last_watched_video_id", "history.last_watched_video_id", "clicked_video"),
+        _bag("search_tokens", "history.search_tokens", "search_token", config.max_search_tokens),
+        _bag("last_search_tokens", "history.last_search_tokens", "search_token", config.max_search_tokens),
+        _id("seed_video_id", "request.seed_video_id", "clicked_video"),
+        _id("user_language", "users.language", "language"),
+        _id("region", "users.region"),
+        _id("page", "request.page"),
+        _id("device", "request.device"),
+        _id("hour", "request.hour"),
+        *[_number(column, f"users.{column}") for column in ("gender", "age", "logged_in")],
+        _id("video_id", "videos.video_id", "clicked_video", impression),
+        _id("uploader", "videos.uploader_id", "uploader", impression),
+        _bag("topics", "videos.topics", "topic", config.max_topics, impression),
+        _id("video_language", "videos.language", "language", impression),
+        _number("duration_s", "videos.duration_s", side=impression),
+        *[
+            _number(derivation.value, f"history.{derivation}", side=need.side)
+            for derivation, need in REQUIREMENTS.items()
+            if need.kind == Kind.CONTINUOUS
+        ],
+        _bag("candidate_sources", "request.candidate_sources", "source", config.max_candidate_sources, impression),
+        _number("candidate_score", "request.candidate_scores", side=impression),
+        Feature(
+            "position",
+            Kind.CONTINUOUS,
+            impression,
+            "request.position",
+            normaliser=Normaliser.QUANTILE,
+            serving_value=config.serving_position,
+        ),
+    ]
+    return _choose("ranker", defaults, columns, config)
+
+
+def _id(name: str, source: str, id_space: str | None = None, side: Side = Side.QUERY) -> Feature:
+    return Feature(name, Kind.CATEGORICAL, side, source, id_space or name)
+
+
+def _bag(name: str, source: str, id_space: str, max_length: int, side: Side = Side.QUERY) -> Feature:
+    return Feature(name, Kind.CATEGORICAL, side, source, id_space, max_length)
+
+
+def _number(
+    name: str, source: str, normaliser: Normaliser = Normaliser.QUANTILE, side: Side = Side.QUERY, high: float = 1.0
+) -> Feature:
+    return Feature(name, Kind.CONTINUOUS, side, source, normaliser=normaliser, high=high)
+
+
+def _choose(model: Model, defaults: list[Feature], columns: Columns, config: FeatureListConfig) -> FeatureList:
+    kept: list[Feature] = []
+    left_out: list[tuple[str, str]] = []
+    for feature in defaults:
+        if feature.name in config.without:
+            left_out.append((feature.name, "left out by configuration"))
+        elif absent := absent_columns(feature, columns, model):
+            left_out.append((feature.name, absent))
+        else:
+            kept.append(feature)
+    for added in config.extra:
+        if model not in added.models:
+            continue
+        feature = added.feature()
+        if absent := absent_columns(feature, columns, model):
+            raise ConfigError(f"configured feature {added.name!r} ({added.source}): {absent}")
+        if model == "candidate_generator" and feature.normaliser == Normaliser.QUANTILE:
+            raise ConfigError(
+                f"configured feature {added.name!r}: the candidate generator has no quantiles; "
+                "set normaliser: scale with low and high"
+            )
+        kept.append(feature)
+    return FeatureList(FeatureSpec(tuple(kept)), left_out)
+
+
+def absent_columns(feature: Feature, columns: Columns, model: Model) -> str | None:
+    """Why the tables cannot give `feature` to `model`; None if they can."""
+    for table, column in source_columns(feature, model):
+        if table not in columns:
+            return f"there is no table {table!r}"
+        if column not in columns[table]:
+            near = difflib.get_close_matches(column, columns[table], n=1)
+            return f"table {table!r} has no column {column!r}" + (f"; the nearest is {near[0]!r}" if near else "")
+    return None
+
+
+def source_columns(feature: Feature, model: Model) -> tuple[tuple[str, str], ...]:
+    """The (table, column) pairs that the feature is made of."""
+    room, name = feature.source.split(".", 1)
+    if room == "history":
+        return REQUIREMENTS[derivation_of(feature.source)].columns
+    if room == "request":
+        if name in _GIVEN_BY_REQUEST:
+            return ()
+        return ((request_table(model), name),)
+    return () if feature.source == "videos.video_id" else ((room, name),)
+
+
+_GIVEN_BY_REQUEST = frozenset({"hour", "example_age"})
+"""Made of the snapshot alone, so no column is needed."""
+
+
+def request_table(model: Model) -> str:
+    """The table whose rows are a model's requests: label watches or impressions."""
+    return "impressions" if model == "ranker" else "watches"
+
+
+class IdSource(NamedTuple):
+    """Where the values of an id space are counted."""
+
+    id_space: str
+    table: str
+    column: str
+
+
+def id_sources(specs: Mapping[Model, FeatureSpec], columns: Columns) -> tuple[IdSource, ...]:
+    """Every (id space, table, column) that the specs' categorical features are made of, without repeats.
+
+    Args:
+      specs: model → its features.
+      columns: what the tables have.
+    """
+    return tuple(dict.fromkeys(_id_sources(specs, columns)))
+
+
+def _id_sources(specs: Mapping[Model, FeatureSpec], columns: Columns) -> Iterable[IdSource]:
+    for model, spec in specs.items():
+        if model == "candidate_generator":
+            yield IdSource("video", "watches", "video_id")
+        for feature in spec.kind(Kind.CATEGORICAL):
+            space = str(feature.id_space)
+            if space == "video":
+                yield IdSource(space, "watches", "video_id")
+            elif space == "clicked_video":
+                yield IdSource(space, "impressions", "video_id")
+            elif space != "hour":
+                for table, column in source_columns(feature, model):
+                    yield IdSource(space, table, column)

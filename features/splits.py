@@ -1,0 +1,181 @@
+"""Splits: which part of an example set a label belongs to, by its time and by its user.
+
+In time: training labels before t0, a gap, test labels after it; validation labels are carved from the end of training.
+By users: the test users, chosen by a seeded hash, are held out of training and validation altogether.
+"""
+
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from pydantic import Field, model_validator
+
+from features.errors import ConfigError
+from features.event_windows import ORDER_ONLY
+from features.hashing import combine, hash_strings, shares
+from features.settings import Settings
+
+_HOUR_US = 3_600_000_000
+_DAY_US = 24 * _HOUR_US
+_END = np.iinfo(np.int64).max
+
+
+class Part(IntEnum):
+    """The part of an example set that a label belongs to; `NONE` belongs to no part (gap, held-out user, no time)."""
+
+    TRAIN = 0
+    VALIDATION = 1
+    TEST = 2
+    NONE = 3
+
+    @property
+    def folder(self) -> str:
+        return self.name.lower()
+
+
+PARTS = (Part.TRAIN, Part.VALIDATION, Part.TEST)
+
+
+class SplitConfig(Settings):
+    """How labels are split."""
+
+    t0: datetime | None = None
+    """End of training (UTC where no zone is given); None: `test_days` before the end of the log."""
+    test_days: int | None = Field(2, ge=1)
+    """Last local days that are tested, when `t0` is not given; None: no split in time, only by users."""
+    utc_offset_hours: float = Field(0.0, ge=-14, le=14)
+    """Local time, for local days (and local hours and page groups), hours east of UTC."""
+    gap_hours: float = Field(4.0, ge=0)
+    """Hours after t0 whose labels belong to no part."""
+    validation_days: float = Field(1.0, ge=0)
+    """Days before t0 whose labels are validation; 0: no validation."""
+    validation_gap_hours: float = Field(0.0, ge=0)
+    """Hours at the start of the validation days whose labels belong to no part."""
+    test_user_share: float = Field(0.0, ge=0, lt=1)
+    """Share of users held out of training (0.1 for 90/10); then only their labels are tested. 0: all users in all parts."""
+    seed: int = Field(0, ge=0)
+    """Of the choice of test users."""
+    refit: bool = True
+    """Whether the final model is trained on training and validation together; vocabularies then end at t0."""
+
+    @model_validator(mode="after")
+    def _splits_something(self) -> "SplitConfig":
+        if self.t0 is None and self.test_days is None and self.test_user_share == 0:
+            raise ValueError("expected t0, test_days or test_user_share, found none: nothing would be tested")
+        return self
+
+    @property
+    def utc_offset_s(self) -> float:
+        return self.utc_offset_hours * 3600
+
+
+@dataclass(frozen=True)
+class Split:
+    """A split with its boundaries in microseconds since the epoch.
+
+    Args:
+      validation_start_us: end of the training labels.
+      validation_labels_start_us: first validation label (after the validation gap).
+      t0_us: end of the validation labels.
+      test_start_us: first test label.
+      test_user_share, seed: the held-out users.
+      refit: see `SplitConfig.refit`.
+    """
+
+    validation_start_us: int
+    validation_labels_start_us: int
+    t0_us: int
+    test_start_us: int
+    test_user_share: float
+    seed: int
+    refit: bool
+
+    @property
+    def fit_end_us(self) -> int:
+        """Vocabularies and statistics are fitted on events before this moment."""
+        return self.t0_us if self.refit else self.validation_start_us
+
+    def is_test_user(self, user_ids: pa.Array) -> np.ndarray:
+        """bool `[n]`: held out of training."""
+        if self.test_user_share == 0:
+            return np.zeros(len(user_ids), bool)
+        hashes = combine(hash_strings(user_ids), np.asarray(self.seed))
+        return shares(hashes) < self.test_user_share
+
+    def part_of(self, label_time_us: np.ndarray, user_ids: pa.Array) -> np.ndarray:
+        """The part of every label.
+
+        Args:
+          label_time_us: int64 `[n]`; `ORDER_ONLY` (never a label) gives `Part.NONE`.
+          user_ids: string `[n]`.
+
+        Returns:
+          int8 `[n]` of `Part`.
+        """
+        return self.part_of_held_out(label_time_us, self.is_test_user(user_ids))
+
+    def part_of_held_out(self, label_time_us: np.ndarray, is_test_user: np.ndarray) -> np.ndarray:
+        """`part_of` where it is known already which rows are of test users, bool `[n]`."""
+        time_us = label_time_us
+        part = np.full(len(time_us), Part.NONE, np.int8)
+        trains = ~is_test_user
+        part[trains & (time_us < self.validation_start_us)] = Part.TRAIN
+        part[trains & (time_us >= self.validation_labels_start_us) & (time_us < self.t0_us)] = Part.VALIDATION
+        tests = is_test_user if self.test_user_share else trains
+        part[tests & (time_us >= self.test_start_us)] = Part.TEST
+        part[time_us == ORDER_ONLY] = Part.NONE
+        return part
+
+    def fits(self, time_us: np.ndarray, user_ids: pa.Array) -> np.ndarray:
+        """bool `[n]`: events that vocabularies and statistics may be fitted on (order-only events are the earliest)."""
+        return (time_us < self.fit_end_us) & ~self.is_test_user(user_ids)
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @staticmethod
+    def from_json(value: dict[str, Any]) -> "Split":
+        return Split(**value)
+
+
+def resolve(config: SplitConfig, max_timestamp_us: int) -> Split:
+    """The split's boundaries.
+
+    Args:
+      config: the configuration.
+      max_timestamp_us: the latest event of the log.
+
+    Raises:
+      ConfigError: t0 is after the end of the log, so nothing would be tested.
+    """
+    t0_us = _t0_us(config, max_timestamp_us)
+    end_us = max_timestamp_us + 1 if t0_us is None else t0_us
+    validation_start_us = end_us - round(config.validation_days * _DAY_US)
+    labels_start_us = min(validation_start_us + round(config.validation_gap_hours * _HOUR_US), end_us)
+    test_start_us = ORDER_ONLY + 1 if t0_us is None else t0_us + round(config.gap_hours * _HOUR_US)
+    if test_start_us > max_timestamp_us:
+        raise ConfigError(
+            f"split: test labels would start at {_iso(test_start_us)} but the log ends at {_iso(max_timestamp_us)}; "
+            "set an earlier t0, more test_days or a shorter gap_hours"
+        )
+    return Split(
+        validation_start_us, labels_start_us, end_us, test_start_us, config.test_user_share, config.seed, config.refit
+    )
+
+
+def _t0_us(config: SplitConfig, max_timestamp_us: int) -> int | None:
+    if config.t0 is not None:
+        t0 = config.t0 if config.t0.tzinfo else config.t0.replace(tzinfo=UTC)
+        return (t0 - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
+    if config.test_days is None:
+        return None
+    offset_us = round(config.utc_offset_hours * _HOUR_US)
+    last_local_day = (max_timestamp_us + offset_us) // _DAY_US
+    return (last_local_day - config.test_days + 1) * _DAY_US - offset_us
+
+
+def _iso(time_us: int) -> str:
+    return (datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=time_us)).isoformat()

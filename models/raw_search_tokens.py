@@ -1,0 +1,28 @@
+"""Search tokens inside a TensorFlow graph: the twin of `features/search_tokens.py`, from TensorFlow's core operations.
+
+Both sides replace code points by the same table, so they agree on every string; the golden file of the tests holds
+what they must agree on.
+"""
+
+import tensorflow as tf
+
+from features.search_tokens import DROPPED, code_point_table
+
+
+def search_tokens(queries: tf.Tensor) -> tf.RaggedTensor:
+    """Unigrams, then bigrams, of every query, in the order of the query; repeats are kept.
+
+    Args:
+      queries: string `[n]`, UTF-8. Bytes that are not UTF-8 separate words.
+
+    Returns:
+      Ragged string `[n, (tokens)]`; a query without any token has none.
+    """
+    table = tf.constant(code_point_table())
+    codes = tf.strings.unicode_decode(queries, "UTF-8")
+    inside = codes.flat_values < tf.size(table)
+    replaced = tf.gather(table, tf.where(inside, codes.flat_values, 0))
+    codes = codes.with_flat_values(tf.where(inside, replaced, codes.flat_values))
+    codes = tf.ragged.boolean_mask(codes, codes != DROPPED)
+    unigrams = tf.strings.split(tf.strings.unicode_encode(codes, "UTF-8"))
+    return tf.concat([unigrams, tf.strings.ngrams(unigrams, 2, separator=" ")], axis=1)

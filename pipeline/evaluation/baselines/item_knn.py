@@ -1,0 +1,64 @@
+"""Item-kNN: videos watched by the same users as the videos of the history.
+
+With nᵢ the users who watched i and nᵢⱼ those who watched both,
+
+    similarity(i, j) = nᵢⱼ / (√(nᵢ nⱼ) + shrinkage),      score(j) = Σ over the history's i of similarity(i, j),
+
+where only the k most similar j of each i count. Videos without any similarity follow in the order of popularity.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.sparse as sp
+from pydantic import Field
+
+from features.settings import Settings
+from pipeline.evaluation.baselines.interactions import Histories, Interactions, prefer_popular
+
+
+class ItemKnnConfig(Settings):
+    """The neighbourhoods tried on validation."""
+
+    neighbours: tuple[int, ...] = Field((100, 1000), description="most similar videos kept of each video")
+    shrinkage: tuple[float, ...] = Field((0.0, 10.0, 100.0), description="damping of rare videos, in users")
+
+
+@dataclass(frozen=True)
+class ItemKnn:
+    """Similarities to the nearest videos.
+
+    Args:
+      similarity: `[videos, videos]` sparse float32; row i holds the videos nearest to i.
+      popularity: `[videos]` shares of all watches.
+    """
+
+    similarity: sp.csr_matrix
+    popularity: np.ndarray
+
+    def score(self, histories: Histories) -> np.ndarray:
+        scores = (histories.matrix(len(self.popularity)) @ self.similarity).toarray()
+        scores = np.where(scores > 0, scores, (self.popularity - 1.0).astype(np.float32))
+        return prefer_popular(scores, histories, self.popularity)
+
+
+def fit_item_knn(watches: Interactions, neighbours: int, shrinkage: float) -> ItemKnn:
+    """Similarities from the user × video matrix of training."""
+    matrix = watches.matrix
+    both = (matrix.T @ matrix).tocoo()
+    i, j = both.coords
+    users = np.asarray(matrix.sum(axis=0), np.float64).ravel()
+    different = i != j
+    i, j = i[different], j[different]
+    similarity = both.data[different] / (np.sqrt(users[i] * users[j]) + shrinkage)
+    kept = _largest_of_each_row(i, j, similarity, neighbours)
+    shape = (watches.num_videos, watches.num_videos)
+    nearest = sp.csr_matrix((similarity[kept].astype(np.float32), (i[kept], j[kept])), shape=shape)
+    return ItemKnn(nearest, watches.watch_counts / watches.watch_counts.sum())
+
+
+def _largest_of_each_row(rows: np.ndarray, columns: np.ndarray, values: np.ndarray, k: int) -> np.ndarray:
+    """Positions of the k largest values of each row; equal ones by column."""
+    order = np.lexsort((columns, -values, rows))
+    starts = np.searchsorted(rows[order], rows[order])
+    return order[np.arange(len(order)) - starts < k]

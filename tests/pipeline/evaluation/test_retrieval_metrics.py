@@ -1,0 +1,96 @@
+"""Retrieval metrics by hand and against a double loop."""
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from features.errors import DataError
+from pipeline.evaluation.retrieval_metrics import (
+    MISS,
+    RetrievalMetricsConfig,
+    RetrievalTargets,
+    evaluate_retrieval,
+    rank_examples,
+    target_ranks,
+)
+
+CONFIG = RetrievalMetricsConfig(map_at=(2,), recall_at=(2,), ndcg_at=(3,), chunk_size=2)
+
+
+def examples(users, targets, watched):
+    return RetrievalTargets(np.array(users), np.array(targets), sp.csr_matrix(np.array(watched, float)))
+
+
+def test_metrics_of_three_users_by_hand():
+    # Ranks among all: user a 1 and 3, user b 2, user c outside the catalogue.
+    scores = np.array([[9.0, 1, 2, 3], [5, 9, 7, 3], [2, 9, 1, 0], [1, 2, 3, 4]])
+    # Example 1: the videos above the target (1 and 2) were watched. Example 2: the target itself was watched.
+    watched = [[0, 1, 0, 0], [0, 1, 1, 0], [1, 0, 0, 0], [0, 0, 0, 0]]
+    targets = examples(["a", "a", "b", "c"], [0, 0, 0, -1], watched)
+    found = {m.name: m.value for m in evaluate_retrieval(lambda rows: scores[rows], targets, CONFIG)}
+    assert found["MAP@2"] == pytest.approx(((1 + 0) / 2 + 1 / 2 + 0) / 3)
+    assert found["precision@1"] == pytest.approx((1 / 2 + 0 + 0) / 3)
+    assert found["recall@2"] == pytest.approx((1 / 2 + 1 + 0) / 3)
+    assert found["NDCG@3"] == pytest.approx(((1 + 1 / np.log2(4)) / 2 + 1 / np.log2(3) + 0) / 3)
+    assert found["MAP@2 unwatched"] == pytest.approx(((1 + 1) / 2 + 0 + 0) / 3)
+    assert found["recall@2 unwatched"] == pytest.approx((1 + 0 + 0) / 3)
+
+
+def test_a_constant_score_ranks_every_target_last():
+    targets = examples([1, 2], [0, 2], np.zeros((2, 3)))
+    np.testing.assert_array_equal(rank_examples(lambda rows: np.ones((2, 3))[rows], targets).among_all, [3, 3])
+
+
+def test_nan_is_the_lowest_score_for_target_and_others():
+    nan = np.nan
+    ranks = target_ranks(np.array([[nan, 0.0, 1.0], [0.0, nan, 1.0]]), examples([1, 2], [0, 0], np.zeros((2, 3))))
+    np.testing.assert_array_equal(ranks.among_all, [3, 2])
+
+
+def test_all_nan_or_minus_infinity_is_no_perfect_score():
+    scores = np.array([[np.nan] * 3, [-np.inf] * 3])
+    np.testing.assert_array_equal(target_ranks(scores, examples([1, 2], [1, 1], np.zeros((2, 3)))).among_all, [3, 3])
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_ranks_equal_a_double_loop(data):
+    n, videos = data.draw(st.integers(1, 6)), data.draw(st.integers(1, 6))
+    value = st.sampled_from([0.0, 1.0, 2.0, -1.0, np.nan, np.inf, -np.inf])
+    scores = np.array(data.draw(st.lists(st.lists(value, min_size=videos, max_size=videos), min_size=n, max_size=n)))
+    seen = np.array(
+        data.draw(st.lists(st.lists(st.booleans(), min_size=videos, max_size=videos), min_size=n, max_size=n))
+    )
+    targets = np.array(data.draw(st.lists(st.integers(-1, videos - 1), min_size=n, max_size=n)))
+    found = rank_examples(lambda rows: scores[rows], examples(np.arange(n), targets, seen), chunk_size=2)
+    for i, target in enumerate(targets):
+        of = [-np.inf if np.isnan(s) else s for s in scores[i]]
+        above = [j for j in range(videos) if j != target and target >= 0 and of[j] >= of[target]]
+        assert found.among_all[i] == (1 + len(above) if target >= 0 else MISS)
+        hit = target >= 0 and not seen[i, target]
+        assert found.among_unwatched[i] == (1 + sum(not seen[i, j] for j in above) if hit else MISS)
+
+
+def test_users_count_the_same_however_many_examples_they_have():
+    scores = np.eye(2)[[0, 0, 0, 1]]
+    targets = examples(["heavy", "heavy", "heavy", "light"], [0, 0, 0, 0], np.zeros((4, 2)))
+    found = {m.name: m for m in evaluate_retrieval(lambda rows: scores[rows], targets, CONFIG)}
+    assert found["precision@1"].value == 0.5
+    assert found["precision@1"].n == 2
+
+
+def test_scores_of_the_wrong_shape_are_refused():
+    with pytest.raises(DataError, match=r"shape \(1, 2\); expected \(1, 3\)"):
+        rank_examples(lambda rows: np.zeros((1, 2)), examples([1], [0], np.zeros((1, 3))))
+
+
+def test_targets_beyond_the_catalogue_are_refused():
+    with pytest.raises(DataError, match="expected −1"):
+        examples([1], [3], np.zeros((1, 3)))
+
+
+def test_no_examples_is_a_clear_error():
+    with pytest.raises(DataError, match="no examples"):
+        evaluate_retrieval(lambda rows: np.zeros((0, 3)), examples([], [], np.zeros((0, 3))), CONFIG)

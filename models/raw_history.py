@@ -1,0 +1,236 @@
+"""History derivations inside a TensorFlow graph: the twin of `features/history.py`, value for value.
+
+That module's text defines every derivation; here each is the same formula over dense windows `[B, n]` of a request
+instead of ranges of sorted events.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from features.event_windows import ORDER_ONLY
+from features.history import Derivation
+
+UNKNOWN_VIDEO = -1  # catalogue position of an id that the catalogue does not hold, and of padding
+
+
+class RawWindow(NamedTuple):
+    """The last events of one kind of each request, oldest first, padded on the right.
+
+    `valid` bool, `video` int32 catalogue positions (-1: not in the catalogue, or padding), `time_us` int64
+    (`ORDER_ONLY` where not known, and in padding), `value` float32 (watch time in seconds, or clicked; NaN where not
+    known): each `[B, size]`; the last two are None where no feature needs them.
+    """
+
+    valid: tf.Tensor
+    video: tf.Tensor
+    time_us: tf.Tensor | None
+    value: tf.Tensor | None
+
+
+class VideoColumns(NamedTuple):
+    """Columns of the catalogue by position, each with one more entry for position -1 (`features.history.VideoTable`).
+
+    `uploader` int32 `[videos + 1]`, `topics` int32 `[videos + 1, most topics]`, `upload_us` int64 `[videos + 1]`; None
+    where no feature needs them.
+    """
+
+    uploader: tf.Variable | None
+    topics: tf.Variable | None
+    upload_us: tf.Variable | None
+
+
+def microseconds(seconds: tf.Tensor) -> tf.Tensor:
+    """float64 seconds since the epoch as int64 microseconds, `ORDER_ONLY` for NaN.
+
+    Rounded to the nearest: a microsecond of this century survives the way through float64 seconds, whose steps are a
+    quarter of it.
+    """
+    known = ~tf.math.is_nan(seconds)
+    rounded = tf.cast(tf.round(tf.where(known, seconds, 0.0) * 1e6), tf.int64)
+    return tf.where(known, rounded, ORDER_ONLY)
+
+
+def raw_window(
+    ids: tf.Tensor,
+    video: tf.Tensor,
+    size: int,
+    now_us: tf.Tensor | None,
+    time_s: tf.Tensor | None = None,
+    value: tf.Tensor | None = None,
+) -> RawWindow:
+    """The last `size` events of each request that are strictly before it.
+
+    Args:
+      ids: string `[B, W]`, oldest first; "" is padding, wherever it stands.
+      video: int32 `[B, W]`, the ids' catalogue positions.
+      size: of the window.
+      now_us: int64 `[B]`, the request's time; read only with `time_s`.
+      time_s: float64 `[B, W]` seconds, NaN where not known; None keeps every event.
+      value: float32 `[B, W]`.
+    """
+    valid = ids != ""
+    time_us = None
+    if time_s is not None and now_us is not None:
+        time_us = microseconds(time_s)
+        valid &= time_us < now_us[:, tf.newaxis]
+    # The valid events move to the left in their order, and of these the last `size` stay.
+    order = tf.argsort(tf.cast(~valid, tf.int32), axis=1, stable=True)
+    count = tf.reduce_sum(tf.cast(valid, tf.int32), axis=1)
+    step = tf.maximum(count - size, 0)[:, tf.newaxis] + tf.range(size)[tf.newaxis, :]
+    inside = step < count[:, tf.newaxis]
+
+    def take(values: tf.Tensor, padding: float) -> tf.Tensor:
+        padded = tf.pad(values, [[0, 0], [0, 1]], constant_values=tf.cast(padding, values.dtype))
+        last = tf.shape(values)[1]
+        index = tf.pad(order, [[0, 0], [0, 1]], constant_values=0)
+        index = tf.gather(index, tf.minimum(step, last), batch_dims=1)
+        return tf.ensure_shape(tf.gather(padded, tf.where(inside, index, last), batch_dims=1), [None, size])
+
+    return RawWindow(
+        valid=tf.ensure_shape(inside, [None, size]),
+        video=take(video, UNKNOWN_VIDEO),
+        time_us=None if time_us is None else take(time_us, ORDER_ONLY),
+        value=None if value is None else take(value, np.nan),
+    )
+
+
+def seconds_between(earlier_us: tf.Tensor, later_us: tf.Tensor) -> tf.Tensor:
+    """float32 seconds from `earlier_us` to `later_us`; NaN where the earlier time is not known."""
+    known = earlier_us != ORDER_ONLY
+    seconds = tf.cast(later_us - tf.where(known, earlier_us, 0), tf.float64) / 1e6
+    return tf.cast(tf.where(known, seconds, np.nan), tf.float32)
+
+
+class RawRequests:
+    """The windows of a batch of requests and the candidates scored at them.
+
+    Args:
+      now_us: int64 `[B]`; None where no derivation reads a time.
+      watches, impressions: their windows; None where no derivation reads them.
+      videos: the catalogue's columns.
+      candidate: int32 `[B, C]` catalogue positions; None without impression features.
+    """
+
+    def __init__(
+        self,
+        now_us: tf.Tensor | None,
+        watches: RawWindow | None,
+        impressions: RawWindow | None,
+        videos: VideoColumns,
+        candidate: tf.Tensor | None,
+    ) -> None:
+        self.now_us = now_us
+        self.watches = watches
+        self.impressions = impressions
+        self.videos = videos
+        self.candidate = candidate
+
+    @cached_property
+    def same_video_watches(self) -> tf.Tensor:
+        return _equal(self.watches.video, self.candidate, nothing=UNKNOWN_VIDEO)
+
+    @cached_property
+    def same_video_impressions(self) -> tf.Tensor:
+        return _equal(self.impressions.video, self.candidate, nothing=UNKNOWN_VIDEO)
+
+    @cached_property
+    def same_uploader_watches(self) -> tf.Tensor:
+        return self._same_uploader(self.watches)
+
+    @cached_property
+    def same_uploader_impressions(self) -> tf.Tensor:
+        return self._same_uploader(self.impressions)
+
+    def _same_uploader(self, window: RawWindow) -> tf.Tensor:
+        uploader = self.videos.uploader
+        return _equal(gather_videos(uploader, window.video), gather_videos(uploader, self.candidate), nothing=0)
+
+    @cached_property
+    def same_topic_watches(self) -> tf.Tensor:
+        watched = gather_videos(self.videos.topics, self.watches.video)  # [B, n, topics]
+        candidate = gather_videos(self.videos.topics, self.candidate)  # [B, C, topics]
+        same = _equal(watched[..., 0], candidate[..., 0], nothing=0)
+        for first in range(watched.shape[-1]):
+            for second in range(candidate.shape[-1]):
+                if first or second:
+                    same |= _equal(watched[..., first], candidate[..., second], nothing=0)
+        return same
+
+    def seconds_since(self, window: RawWindow, matches: tf.Tensor) -> tf.Tensor:
+        """float32 `[B, C]` since the last of the matches, bool `[B, C, n]`: the largest, as events ascend."""
+        times = tf.where(matches, window.time_us[:, tf.newaxis, :], ORDER_ONLY)
+        return seconds_between(tf.reduce_max(times, axis=-1), self.now_us[:, tf.newaxis])
+
+
+def gather_videos(column: tf.Tensor, position: tf.Tensor) -> tf.Tensor:
+    """Entries of a catalogue column at catalogue positions; position -1 gives the column's last entry."""
+    last = tf.shape(column)[0] - 1
+    return tf.gather(column, tf.where(position == UNKNOWN_VIDEO, last, position))
+
+
+def _seconds_since_last_watch(requests: RawRequests) -> tf.Tensor:
+    return seconds_between(tf.reduce_max(requests.watches.time_us, axis=1), requests.now_us)
+
+
+def _mean_watch_time_s(requests: RawRequests) -> tf.Tensor:
+    window = requests.watches
+    length = tf.cast(window.value, tf.float64)
+    known = window.valid & ~tf.math.is_nan(length)
+    length_us = tf.cast(tf.round(tf.where(known, length, 0.0) * 1e6), tf.int64)
+    counted = known & (window.time_us + length_us <= requests.now_us[:, tf.newaxis])
+    return _ratio(tf.where(counted, length, 0.0), counted)
+
+
+def _click_rate(requests: RawRequests) -> tf.Tensor:
+    clicked = tf.cast(requests.impressions.value, tf.float64)
+    known = ~tf.math.is_nan(clicked)
+    return _ratio(tf.where(known, clicked, 0.0), known)
+
+
+def _uploader_click_count(requests: RawRequests) -> tf.Tensor:
+    clicked = requests.impressions.value == 1
+    return _count(requests.same_uploader_impressions & clicked[:, tf.newaxis, :])
+
+
+def _video_age_s(requests: RawRequests) -> tf.Tensor:
+    upload_us = gather_videos(requests.videos.upload_us, requests.candidate)
+    return seconds_between(upload_us, requests.now_us[:, tf.newaxis])
+
+
+CONTINUOUS: Mapping[Derivation, Callable[[RawRequests], tf.Tensor]] = {
+    Derivation.WATCH_COUNT: lambda r: _count(r.watches.valid),
+    Derivation.SECONDS_SINCE_LAST_WATCH: _seconds_since_last_watch,
+    Derivation.MEAN_WATCH_TIME_S: _mean_watch_time_s,
+    Derivation.IMPRESSION_COUNT: lambda r: _count(r.impressions.valid),
+    Derivation.CLICK_RATE: _click_rate,
+    Derivation.UPLOADER_WATCH_COUNT: lambda r: _count(r.same_uploader_watches),
+    Derivation.SECONDS_SINCE_UPLOADER_WATCH: lambda r: r.seconds_since(r.watches, r.same_uploader_watches),
+    Derivation.TOPIC_WATCH_COUNT: lambda r: _count(r.same_topic_watches),
+    Derivation.SECONDS_SINCE_TOPIC_WATCH: lambda r: r.seconds_since(r.watches, r.same_topic_watches),
+    Derivation.VIDEO_WATCH_COUNT: lambda r: _count(r.same_video_watches),
+    Derivation.VIDEO_IMPRESSION_COUNT: lambda r: _count(r.same_video_impressions),
+    Derivation.SECONDS_SINCE_VIDEO_IMPRESSION: lambda r: r.seconds_since(r.impressions, r.same_video_impressions),
+    Derivation.UPLOADER_IMPRESSION_COUNT: lambda r: _count(r.same_uploader_impressions),
+    Derivation.UPLOADER_CLICK_COUNT: _uploader_click_count,
+    Derivation.VIDEO_AGE_S: _video_age_s,
+}
+"""Continuous derivations: requests -> float32 `[B]` (query side) or `[B, C]` (impression side)."""
+
+
+def _equal(rows: tf.Tensor, candidate: tf.Tensor, nothing: int) -> tf.Tensor:
+    """bool `[B, C, n]`: `rows` `[B, n]` equal to `candidate` `[B, C]`, which equals nothing where it is `nothing`."""
+    return (rows[:, tf.newaxis, :] == candidate[:, :, tf.newaxis]) & (candidate != nothing)[:, :, tf.newaxis]
+
+
+def _count(matches: tf.Tensor) -> tf.Tensor:
+    return tf.reduce_sum(tf.cast(matches, tf.float32), axis=-1)
+
+
+def _ratio(values: tf.Tensor, counted: tf.Tensor) -> tf.Tensor:
+    """float32 mean of float64 `values` `[B, n]` over `counted`, NaN without any."""
+    count = tf.reduce_sum(tf.cast(counted, tf.float64), axis=1)
+    return tf.cast(tf.where(count > 0, tf.reduce_sum(values, axis=1) / tf.maximum(count, 1.0), np.nan), tf.float32)

@@ -24,9 +24,10 @@ def hash_strings(strings: pa.Array | pa.ChunkedArray, seed: int = 0) -> np.ndarr
     if n == 0:
         return np.zeros(0, np.uint64)
     offsets = np.frombuffer(offset_buffer, np.int64)[strings.offset : strings.offset + n + 1]
-    data = b"" if data_buffer is None else data_buffer.to_pybytes()
+    data = b"" if data_buffer is None else bytes(memoryview(data_buffer)[offsets[0] : offsets[-1]])
     words = np.ndarray((len(data) + 1,), "<u8", data + bytes(8), strides=(1,))
     lengths = np.diff(offsets)
+    offsets = offsets - offsets[0]
     if strings.null_count:
         lengths = np.where(strings.is_null().to_numpy(zero_copy_only=False), 0, lengths)
     hashes = mix(lengths.astype(np.uint64) + np.uint64(seed) * _PRIME)

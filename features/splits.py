@@ -44,19 +44,19 @@ class SplitConfig(Settings):
 
     t0: datetime | None = None
     """End of training (UTC where no zone is given); None: `test_days` before the end of the log."""
-    test_days: int | None = Field(2, ge=1)
+    test_days: int | None = Field(default=2, ge=1)
     """Last local days that are tested, when `t0` is not given; None: no split in time, only by users."""
-    utc_offset_hours: float = Field(0.0, ge=-14, le=14)
+    utc_offset_hours: float = Field(default=0.0, ge=-14, le=14)
     """Local time, for local days (and local hours and page groups), hours east of UTC."""
-    gap_hours: float = Field(4.0, ge=0)
+    gap_hours: float = Field(default=4.0, ge=0)
     """Hours after t0 whose labels belong to no part."""
-    validation_days: float = Field(1.0, ge=0)
+    validation_days: float = Field(default=1.0, ge=0)
     """Days before t0 whose labels are validation; 0: no validation."""
-    validation_gap_hours: float = Field(0.0, ge=0)
+    validation_gap_hours: float = Field(default=0.0, ge=0)
     """Hours at the start of the validation days whose labels belong to no part."""
-    test_user_share: float = Field(0.0, ge=0, lt=1)
-    """Share of users held out of training (0.1 for 90/10); then only their labels are tested. 0: all users in all parts."""
-    seed: int = Field(0, ge=0)
+    test_user_share: float = Field(default=0.0, ge=0, lt=1)
+    """Share of users held out of training (0.1 for 90/10), the only ones then tested; 0: all users in all parts."""
+    seed: int = Field(default=0, ge=0)
     """Of the choice of test users."""
     refit: bool = True
     """Whether the final model is trained on training and validation together; vocabularies then end at t0."""

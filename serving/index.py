@@ -31,16 +31,22 @@ class IndexConfig(Settings):
     hashing without a tree under 100 thousand).
     """
 
-    exact_below: int = Field(20_000, ge=0, description="with fewer videos the search is exact")
-    tree_from: int = Field(100_000, ge=1, description="from this many videos on a partitioning tree is used")
-    num_leaves: int | None = Field(None, ge=2, description="leaves of the tree; default 2·√videos")
-    leaves_to_search: int | None = Field(None, ge=1, description="leaves searched per query; default a twentieth")
-    dimensions_per_block: int = Field(2, ge=1, description="dimensions hashed together")
-    anisotropic_threshold: float = Field(0.2, description="T of anisotropic vector quantization (Guo et al. 2020)")
-    reorder: int = Field(
-        500, ge=1, description="neighbours scored exactly, at least; never fewer than twice the answer"
+    exact_below: int = Field(default=20_000, ge=0, description="with fewer videos the search is exact")
+    tree_from: int = Field(default=100_000, ge=1, description="from this many videos on a partitioning tree is used")
+    num_leaves: int | None = Field(default=None, ge=2, description="leaves of the tree; default 2·√videos")
+    leaves_to_search: int | None = Field(
+        default=None, ge=1, description="leaves searched per query; default a twentieth"
     )
-    training_sample: int = Field(100_000, ge=1, description="vectors from which leaves and codebooks are learned")
+    dimensions_per_block: int = Field(default=2, ge=1, description="dimensions hashed together")
+    anisotropic_threshold: float = Field(
+        default=0.2, description="T of anisotropic vector quantization (Guo et al. 2020)"
+    )
+    reorder: int = Field(
+        default=500, ge=1, description="neighbours scored exactly, at least; never fewer than twice the answer"
+    )
+    training_sample: int = Field(
+        default=100_000, ge=1, description="vectors from which leaves and codebooks are learned"
+    )
 
 
 class Searcher(Protocol):
@@ -149,11 +155,17 @@ class Index(tf.Module):
         self.searcher: Searcher = ExactSearcher(vectors) if self.is_exact else ScannSearcher(vectors, config)
         # Row -1 (no video) reads the first entry.
         self._id_table = tf.Variable([NO_VIDEO, *ids], trainable=False, dtype=tf.string, name="index_video_ids")
+        keys, rows = tf.constant(ids.tolist(), tf.string), tf.range(len(ids), dtype=tf.int32)
+        self._row_table = tf.lookup.StaticHashTable(tf.lookup.KeyValueTensorInitializer(keys, rows), -1)
 
     @property
     def size(self) -> int:
         """Number of videos that can be answered."""
         return len(self.video_ids)
+
+    def rows_of(self, video_ids: tf.Tensor) -> tf.Tensor:
+        """Index rows of video ids: string `[...]` -> int32 `[...]`, -1 for an id that is not indexed."""
+        return self._row_table.lookup(video_ids)
 
     def search_rows(self, query: tf.Tensor, excluded_rows: tf.Tensor, k: int) -> tuple[tf.Tensor, tf.Tensor]:
         """As `search`, with index rows (int32 `[B, k]`, -1 where no video is left) instead of ids."""

@@ -20,11 +20,13 @@ SLICES = ("head", "torso", "tail")
 class RecallConfig(Settings):
     """The recall an index must reach to be exported."""
 
-    k: int = Field(100, ge=1, description="recall of the k best videos")
-    floor: float = Field(0.9, ge=0, le=1, description="least recall, of every slice")
-    max_queries: int = Field(1000, ge=1, description="validation queries used, at most")
+    k: int = Field(default=100, ge=1, description="recall of the k best videos")
+    floor: float = Field(default=0.9, ge=0, le=1, description="least recall, of every slice")
+    max_queries: int = Field(default=1000, ge=1, description="validation queries used, at most")
     min_hits: int = Field(
-        100, ge=1, description="a slice that has fewer videos to be found over all queries is reported, not judged"
+        default=100,
+        ge=1,
+        description="a slice that has fewer videos to be found over all queries is reported, not judged",
     )
 
 

@@ -1,0 +1,217 @@
+"""Raw requests as a client would send them, rebuilt from the canonical tables for users and moments of the past.
+
+They feed the parity check (stored example against raw rows through the exported model) and the recommendations for
+users of a log. This is deliberately a second, plain reading of the tables, not the one that the example jobs use.
+
+Arrays are padded on the right with "" or NaN, oldest event first:
+
+| input | value |
+| --- | --- |
+| watched_video_ids, watched_timestamps, watched_watch_time_s | the last `watch_window` watches |
+| shown_video_ids, shown_timestamps, shown_clicked | the last `impression_window` impressions |
+| search_queries | the last `search_window` searches |
+| request_timestamp | the request's moment |
+| user_language and the other columns of `users` | what is known of the user |
+| the other inputs | columns of the request itself |
+
+Times are float64 seconds since the epoch, NaN where only the order is known. Events at or after the request's moment
+are not sent, nor the watch time of a watch that had not ended.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+
+from features.errors import DataError
+from features.feature_lists import FeatureListConfig
+from features.tables import has_table, table_columns, table_files
+
+_ORDER_ONLY = np.iinfo(np.int64).min
+_HISTORIES = {
+    "watches": {
+        "watched_video_ids": "video_id",
+        "watched_timestamps": "timestamp",
+        "watched_watch_time_s": "watch_time_s",
+    },
+    "impressions": {"shown_video_ids": "video_id", "shown_timestamps": "timestamp", "shown_clicked": "clicked"},
+    "searches": {"search_queries": "query"},
+}
+_USER_COLUMNS = {"user_language": "language"}
+
+
+def raw_requests(
+    tables: Path, requests: pa.Table, inputs: Mapping[str, np.dtype], config: FeatureListConfig
+) -> dict[str, np.ndarray]:
+    """The raw inputs of requests.
+
+    Args:
+      tables: the run's `tables` folder.
+      requests: `user_id` string and `request_timestamp` (timestamp in microseconds), and a column for every input that
+        is neither history nor of the user; a list column gives `[B, n]`. An input that has no column is missing.
+      inputs: the inputs wanted with their NumPy dtype (object for strings).
+      config: the lengths of the histories.
+
+    Returns:
+      input -> `[B]` or `[B, n]`.
+    """
+    snapshots_us = requests["request_timestamp"].cast(pa.int64()).to_numpy()
+    users = requests["user_id"].combine_chunks()
+    windows = {
+        "watches": config.watch_window,
+        "impressions": config.impression_window,
+        "searches": config.search_window,
+    }
+    found: dict[str, np.ndarray] = {}
+    if "request_timestamp" in inputs:
+        found["request_timestamp"] = snapshots_us / 1e6
+    for name, columns in _HISTORIES.items():
+        wanted = {given: column for given, column in columns.items() if given in inputs}
+        if wanted:
+            found |= _histories(tables, name, wanted, users, snapshots_us, windows[name])
+    user_inputs = [name for name in inputs if name not in found and name not in requests.column_names]
+    found |= _user_values(tables, user_inputs, users)
+    for name in inputs:
+        if name not in found:
+            found[name] = _request_values(requests, name)
+    return {name: _typed(found[name], np.dtype(dtype)) for name, dtype in inputs.items()}
+
+
+def logged_requests(tables: Path, table: str, examples: pa.Table, columns: Sequence[str]) -> dict[str, pa.Array]:
+    """What the log says of the requests that examples were made of.
+
+    Args:
+      tables: the run's `tables` folder.
+      table: `impressions` or `watches`.
+      examples: `user_id`, `video_id`, `timestamp` of the examples' events, and `impression_id` where it is known.
+      columns: columns of the table wanted; those it does not have are left out of the answer.
+
+    Raises:
+      DataError: an example's event is not in the table.
+    """
+    present = [column for column in columns if column in table_columns(tables, table)]
+    keys = ["user_id", "video_id", "timestamp"]
+    events = _events_of(tables, table, examples["user_id"].combine_chunks(), [*keys, *present])
+    first: dict[tuple, int] = {}
+    for row, key in enumerate(zip(*(events[k].to_pylist() for k in keys), strict=True)):
+        first.setdefault(key, row)
+    wanted = list(zip(*(examples[k].to_pylist() for k in keys), strict=True))
+    absent = next((key for key in wanted if key not in first), None)
+    if absent is not None:
+        raise DataError(f"{tables}/{table}: no row of user {absent[0]!r}, video {absent[1]!r} at {absent[2]}")
+    rows = pa.array([first[key] for key in wanted], pa.int64())
+    return {column: events[column].take(rows).combine_chunks() for column in present}
+
+
+def _events_of(tables: Path, name: str, users: pa.Array, columns: Sequence[str]) -> pa.Table:
+    dataset = ds.dataset([str(file) for file in table_files(tables, name)], format="parquet")
+    return dataset.to_table(columns=list(columns), filter=pc.field("user_id").isin(pc.unique(users)))
+
+
+def _histories(
+    tables: Path, name: str, wanted: Mapping[str, str], users: pa.Array, snapshots_us: np.ndarray, window: int
+) -> dict[str, np.ndarray]:
+    """The last events before each snapshot, padded to the longest."""
+    if not has_table(tables, name):
+        return {given: np.empty((len(users), 0), object) for given in wanted}
+    columns = table_columns(tables, name)
+    needed = {*wanted.values(), "user_id", "timestamp", "video_id", "impression_id", "time_known", "order"}
+    events = _in_order(_events_of(tables, name, users, [c for c in columns if c in needed]))
+    time_us = _times(events)
+    by_user: dict[str, list[int]] = {}
+    for row, user in enumerate(events["user_id"].to_pylist()):
+        by_user.setdefault(user, []).append(row)
+    chosen = []
+    for user, snapshot_us in zip(users.to_pylist(), snapshots_us, strict=True):
+        rows = np.array(by_user.get(user, []), np.int64)
+        chosen.append(rows[time_us[rows] < snapshot_us][-window:])
+    padded = np.full((len(chosen), max(map(len, chosen), default=0)), -1, np.int64)
+    for request, positions in enumerate(chosen):
+        padded[request, : len(positions)] = positions
+    return {given: _history_values(events, column, padded, time_us, snapshots_us) for given, column in wanted.items()}
+
+
+def _in_order(events: pa.Table) -> pa.Table:
+    """Oldest first: order-only events by their order, then timed ones by time and order; a row told twice once."""
+    order = np.arange(len(events))
+    if "order" in events.column_names:
+        order = np.array([row if o is None else o for row, o in enumerate(events["order"].to_pylist())], np.int64)
+    events = events.take(np.lexsort((order, _times(events))))
+    keep, seen = [], set()
+    told_by = [column for column in ("user_id", "video_id", "timestamp") if column in events.column_names]
+    for row, (user, *event) in enumerate(zip(*(events[column].to_pylist() for column in told_by), strict=True)):
+        told = (user, *event)
+        if len(event) < 2 or event[-1] is None or told not in seen:
+            keep.append(row)
+        seen.add(told)
+    return events.take(keep)
+
+
+def _times(events: pa.Table) -> np.ndarray:
+    """int64 microseconds; the least number where only the order is known."""
+    return events["timestamp"].cast(pa.int64()).fill_null(_ORDER_ONLY).to_numpy()
+
+
+def _history_values(
+    events: pa.Table, column: str, positions: np.ndarray, time_us: np.ndarray, snapshots_us: np.ndarray
+) -> np.ndarray:
+    """Values `[B, n]` of one column at event positions, None where padded or not known."""
+    if column not in events.column_names:
+        return np.full(positions.shape, None, object)
+    if column == "timestamp":
+        values = np.where(time_us == _ORDER_ONLY, np.nan, time_us / 1e6).astype(object)
+    else:
+        values = np.array([*events[column].to_pylist(), None], object)[:-1]
+    result = np.append(values, np.array([None], object))[positions]
+    if column == "watch_time_s":
+        length_s = np.where(result == None, np.nan, result).astype(np.float32)  # noqa: E711
+        start_us = np.append(time_us, _ORDER_ONLY)[positions]
+        timed = (start_us != _ORDER_ONLY) & ~np.isnan(length_s)
+        length_us = np.rint(np.where(timed, length_s, 0).astype(np.float64) * 1e6).astype(np.int64)
+        result[timed & (start_us + length_us > snapshots_us[:, None])] = None
+    return result
+
+
+def _user_values(tables: Path, inputs: Sequence[str], users: pa.Array) -> dict[str, np.ndarray]:
+    """`[B]` values of the columns of `users`, None where the user or the value is not known."""
+    if not inputs or not has_table(tables, "users"):
+        return {}
+    columns = table_columns(tables, "users")
+    present = {name: _USER_COLUMNS.get(name, name) for name in inputs if _USER_COLUMNS.get(name, name) in columns}
+    known = _events_of(tables, "users", users, ["user_id", *present.values()])
+    row_of = {user: row for row, user in enumerate(known["user_id"].to_pylist())}
+    rows = [row_of.get(user, -1) for user in users.to_pylist()]
+    result = {}
+    for name, column in present.items():
+        values = [*known[column].to_pylist(), None]
+        result[name] = _objects([values[row] for row in rows])
+    return result
+
+
+def _request_values(requests: pa.Table, name: str) -> np.ndarray:
+    """`[B]` values of a column of the requests, `[B, n]` of a list column."""
+    if name not in requests.column_names:
+        return _objects([None] * len(requests))
+    column = requests[name]
+    if not pa.types.is_list(column.type):
+        return _objects(column.to_pylist())
+    lists = [values or [] for values in column.to_pylist()]
+    width = max(map(len, lists), default=0)
+    return np.array([[*values, *[None] * (width - len(values))] for values in lists], object).reshape(-1, width)
+
+
+def _objects(values: list) -> np.ndarray:
+    array = np.empty(len(values), object)
+    array[:] = values
+    return array
+
+
+def _typed(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Missing values become "" or NaN; booleans 1 and 0."""
+    missing: str | float = "" if dtype.kind == "O" else np.nan
+    if values.dtype == object:
+        values = np.where(values == None, missing, values)  # noqa: E711
+    return values.astype(dtype)

@@ -1,0 +1,108 @@
+"""Stored examples of an example set beside the raw rows they were made from: what the parity check compares."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset as ds
+import tensorflow as tf
+
+import models  # noqa: F401  (selects Keras 2 before TensorFlow is imported)
+from features.errors import ArtifactError
+from features.feature_lists import FeatureListConfig, Model, request_table
+from features.raw_requests import logged_requests, raw_requests
+from features.spec import Feature, FeatureSpec, Kind, Side
+from serving.signatures import RawFeatureTransform
+
+
+@dataclass(frozen=True)
+class StoredExamples:
+    """`B` examples.
+
+    Args:
+      descriptions: one text per example that lets a person find it.
+      inputs: raw input -> `[B, ...]`.
+      features: feature -> `[B, ...]` as stored, padded; impression features `[B, 1, ...]`. Without those that have a
+        serving value of their own.
+    """
+
+    descriptions: list[str]
+    inputs: Mapping[str, np.ndarray]
+    features: Mapping[str, np.ndarray]
+
+    def at_serving(self, raw_features: RawFeatureTransform) -> dict[str, np.ndarray]:
+        """The stored features, and the serving values of features that have one."""
+        transformed = raw_features({name: tf.constant(self.inputs[name]) for name in raw_features.input_specs})
+        return {name: self.features.get(name, value.numpy()) for name, value in transformed.items()}
+
+
+def stored_examples(
+    part: Path,
+    tables: Path,
+    model: Model,
+    spec: FeatureSpec,
+    inputs: Mapping[str, tf.TensorSpec],
+    config: FeatureListConfig,
+    count: int,
+) -> StoredExamples:
+    """Reads examples, evenly spread over a part of an example set, and rebuilds their raw requests from the tables.
+
+    Args:
+      part: `examples/<set>/<train, validation or test>`.
+      tables: the run's `tables` folder.
+      model: whose examples they are.
+      spec: its features.
+      inputs: the raw inputs wanted.
+      config: the lengths of the histories.
+      count: number of examples, at most.
+
+    Raises:
+      ArtifactError: the part has no examples.
+      DataError: an example's event is not in the tables.
+    """
+    examples = _spread(part, count)
+    if model == "ranker":
+        snapshot, candidates = examples["snapshot_timestamp"], examples["video_id"]
+    else:
+        examples = examples.rename_columns({"label_video_id": "video_id", "label_timestamp": "timestamp"})
+        snapshot, candidates = examples["timestamp"], None
+    given = {"user_id": examples["user_id"], "request_timestamp": snapshot}
+    given |= logged_requests(tables, request_table(model), examples, [n for n in inputs if n not in given])
+    if candidates is not None:
+        rows = np.arange(len(examples) + 1, dtype=np.int32)
+        given["candidate_ids"] = pa.ListArray.from_arrays(rows, candidates.combine_chunks())
+    dtypes = {name: np.dtype(tensor.dtype.as_numpy_dtype) for name, tensor in inputs.items()}
+    times = zip(examples["user_id"].to_pylist(), examples["video_id"].to_pylist(), snapshot.to_pylist(), strict=True)
+    return StoredExamples(
+        descriptions=[f"user {user!r}, video {video!r}, request at {time}" for user, video, time in times],
+        inputs=raw_requests(tables, pa.table(given), dtypes, config),
+        features={f.name: dense(examples[f.name], f) for f in features_of(model, spec) if f.serving_value is None},
+    )
+
+
+def features_of(model: Model, spec: FeatureSpec) -> tuple[Feature, ...]:
+    """The features that are columns of the model's examples."""
+    return spec.features if model == "ranker" else spec.side(Side.QUERY)
+
+
+def dense(column: pa.ChunkedArray, feature: Feature) -> np.ndarray:
+    """A stored column as the model is fed: `[B]` or `[B, max_length]`, for an impression feature `[B, 1, ...]`."""
+    if feature.max_length is None:
+        dtype = np.float32 if feature.kind == Kind.CONTINUOUS else np.int32
+        values = np.asarray(column.to_numpy(), dtype)
+    else:
+        values = np.zeros((len(column), feature.max_length), np.int32)
+        for row, bag in zip(values, column.to_pylist(), strict=True):
+            row[: len(bag)] = bag
+    return values[:, None] if feature.side == Side.IMPRESSION else values
+
+
+def _spread(part: Path, count: int) -> pa.Table:
+    files = sorted(str(file) for file in part.glob("part-*.parquet"))
+    dataset = ds.dataset(files, format="parquet")
+    rows = dataset.count_rows() if files else 0
+    if not rows:
+        raise ArtifactError(f"{part}: expected examples for the parity check, found none; use a part that has some")
+    return dataset.take(np.unique(np.linspace(0, rows - 1, min(count, rows)).astype(np.int64)))

@@ -63,11 +63,7 @@ class Events:
 
     def slices(self, first: np.ndarray, last: np.ndarray, size: int) -> "Window":
         """The events `first:last` `[n]`, at most `size` of each."""
-        lengths = (last - first).astype(np.int32)
-        steps = np.arange(size, dtype=np.int64)
-        low, high = (int(first.min()), int(last.max())) if len(first) else (0, 0)
-        index = np.where(steps < lengths[:, None], first[:, None] + (steps - low), high - low)
-        return Window(self, first, last, lengths, index, low, high)
+        return Window(self, first, last, size)
 
 
 @dataclass(frozen=True)
@@ -77,18 +73,35 @@ class Window:
     Args:
       events: where they come from.
       first, last: int64 `[n]`, the positions as a range.
-      lengths: int32 `[n]`.
-      index: int64 `[n, size]`, positions relative to `low`; `high - low` where padded.
-      low, high: the range of positions that all the windows lie in.
+      size: the window's length.
     """
 
     events: Events
     first: np.ndarray
     last: np.ndarray
-    lengths: np.ndarray
-    index: np.ndarray
-    low: int
-    high: int
+    size: int
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """int32 `[n]`."""
+        return (self.last - self.first).astype(np.int32)
+
+    @cached_property
+    def low(self) -> int:
+        """The first position in any of the windows."""
+        return int(self.first.min()) if len(self.first) else 0
+
+    @cached_property
+    def high(self) -> int:
+        """The end of the positions in any of the windows."""
+        return int(self.last.max()) if len(self.last) else 0
+
+    @cached_property
+    def index(self) -> np.ndarray:
+        """int64 `[n, size]`: positions relative to `low`; `high - low` where padded."""
+        positions = np.arange(self.size) + (self.first - self.low)[:, None]
+        positions[~self.valid] = self.high - self.low
+        return positions
 
     def gather(self, values: np.ndarray, padding: float) -> np.ndarray:
         """`values` `[events]` as `[n, size]`, `padding` beyond the lengths."""
@@ -102,7 +115,7 @@ class Window:
     @cached_property
     def valid(self) -> np.ndarray:
         """bool `[n, size]`: inside the lengths."""
-        return np.arange(self.index.shape[1]) < self.lengths[:, None]
+        return np.arange(self.size) < self.lengths[:, None]
 
     @cached_property
     def time_us(self) -> np.ndarray:

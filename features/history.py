@@ -196,7 +196,7 @@ class Requests:
     @cached_property
     def same_topic_watches(self) -> np.ndarray:
         topics = _present(self.videos.topics, "topics")
-        same = np.zeros((len(self.request), self.watches.index.shape[1]), bool)
+        same = np.zeros((len(self.request), self.watches.size), bool)
         for watched in topics.T:
             rows = watched[self.watches.video][self.request]
             for candidate in topics.T:

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from pydantic import Field
 
 from features.artifacts import publish, read_manifest
-from features.beam import make_pipeline
+from features.beam import make_pipeline, run
 from features.errors import ArtifactError
 from features.event_windows import ORDER_ONLY
 from features.hashing import combine, hash_strings
@@ -61,13 +61,14 @@ def write_shards(tables: Path, output: Path, config: ShardConfig = DEFAULTS, bea
         raise ArtifactError(f"{tables}: expected tables {', '.join(SHARDED_TABLES)}, found none; run the ingest stage")
     manifest: dict[str, Any] = {"kind": "shards", "num_shards": config.num_shards, "rows": {}}
     with publish(output, manifest) as folder:
-        with make_pipeline(beam_args) as pipeline:
-            _ = (
-                pipeline
-                | "blocks" >> beam.Create(blocks)
-                | "spread blocks" >> beam.Reshuffle()
-                | "group by shard" >> beam.ParDo(_GroupByShard(str(folder), config.num_shards))
-            )
+        pipeline = make_pipeline(beam_args)
+        _ = (
+            pipeline
+            | "blocks" >> beam.Create(blocks)
+            | "spread blocks" >> beam.Reshuffle()
+            | "group by shard" >> beam.ParDo(_GroupByShard(str(folder), config.num_shards))
+        )
+        run(pipeline, "grouping logs by user")
         for table, _, file, row_groups in blocks:
             metadata = pq.read_metadata(file)
             rows = sum(metadata.row_group(group).num_rows for group in row_groups)

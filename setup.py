@@ -33,6 +33,8 @@ setup(
         # The peers every report compares with.
         "implicit>=0.7.3",
         "lightgbm>=4.5",
+        # implicit and BLAS must not both use all cores.
+        "threadpoolctl>=3",
     ],
     extras_require={
         "gpu": ["tensorflow[and-cuda]==2.20.0"],

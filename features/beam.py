@@ -1,0 +1,214 @@
+"""Beam pipelines over columnar batches.
+
+Elements are `pyarrow.Table` batches, never rows: Beam's Python SDK spends microseconds on every element, and a batch
+spreads them over its rows. Whatever a worker calls lives in an importable module, never in `__main__`.
+"""
+
+import logging
+import re
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import apache_beam as beam
+import pyarrow as pa
+import pyarrow.parquet as pq
+from apache_beam.io.filesystem import CompressionTypes
+from apache_beam.io.filesystems import FileSystems
+from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
+from apache_beam.portability.api import beam_provision_api_pb2
+from apache_beam.runners.portability.fn_api_runner.fn_runner import ExtendedProvisionInfo, FnApiRunner
+from apache_beam.runners.portability.portable_runner import JobServiceHandle
+from apache_beam.runners.runner import PipelineResult, PipelineState
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+import features.errors
+from features.errors import ConfigError, DataError, UpnextError
+
+ROWS_PER_BATCH = 1 << 17
+"""Rows an element aims at: some 10 MB of log columns."""
+
+_LOCAL_RUNNERS = frozenset({None, "DirectRunner", "SwitchingDirectRunner", "FnApiRunner"})
+
+
+def make_pipeline(beam_args: Sequence[str] = ()) -> beam.Pipeline:
+    """A pipeline on the runner that `beam_args` name, the local one by default; run it with `run`.
+
+    The local runner is Beam's FnApiRunner, made here: Beam's `DirectRunner` would first try to download another engine
+    (Prism) and fall back silently.
+
+    Args:
+      beam_args: Beam's own options, for example `["--direct_num_workers=4", "--direct_running_mode=multi_processing"]`
+        or `["--runner=FlinkRunner", "--flink_master=host:8081"]`.
+
+    Raises:
+      ConfigError: the runner is unknown, or known to leave out branches of a pipeline.
+    """
+    # What goes wrong is raised; Beam would log its traceback as well.
+    logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
+    options = PipelineOptions(list(beam_args))
+    runner = options.view_as(StandardOptions).runner
+    if runner in _LOCAL_RUNNERS:
+        return beam.Pipeline(runner=_local_runner(options), options=options)
+    if "dask" in runner.lower():
+        raise ConfigError(f"--runner={runner}: runs only the last branch of a pipeline; choose another Beam runner")
+    try:
+        return beam.Pipeline(options=options)
+    except (ValueError, ImportError, AttributeError) as error:
+        raise ConfigError(f"--runner={runner}: expected one of Beam's runners; {error}") from error
+
+
+def _local_runner(options: PipelineOptions) -> FnApiRunner:
+    # Workers in processes of their own get the options through the provision information.
+    encoded = JobServiceHandle.encode_pipeline_options(options.get_all_options())
+    return FnApiRunner(
+        provision_info=ExtendedProvisionInfo(beam_provision_api_pb2.ProvisionInfo(pipeline_options=encoded))
+    )
+
+
+def run(pipeline: beam.Pipeline, description: str, console: Console | None = None) -> PipelineResult:
+    """Runs a pipeline to its end, with a progress bar where the console is a terminal.
+
+    Args:
+      pipeline: made by `make_pipeline`.
+      description: what the progress bar says.
+      console: where it is drawn; default: standard error.
+
+    Raises:
+      UpnextError: one that a worker raised, of its own class and message.
+      DataError: the runner ended without success.
+    """
+    _rows.restart()
+    try:
+        with _progress(description, console or Console(stderr=True)):
+            result = pipeline.run()
+            state = result.wait_until_finish()
+    except Exception as error:
+        if isinstance(error, UpnextError):
+            raise type(error)(_STEP.sub("", str(error))) from error
+        raise (_raised_by_worker(str(error)) or error) from error
+    if state is not None and state != PipelineState.DONE:
+        raise DataError(f"{description}: the Beam runner ended in state {state}; see its log")
+    return result
+
+
+_STEP = re.compile(r" \[while running '.*'\]$")
+"""What Beam adds to the message of an exception."""
+
+
+def _raised_by_worker(text: str) -> UpnextError | None:
+    """Runners hand over a worker's exception as the text of its traceback."""
+    found = re.findall(r"^features\.errors\.(\w+): (.*)$", text, re.MULTILINE)
+    return getattr(features.errors, found[-1][0])(_STEP.sub("", found[-1][1])) if found else None
+
+
+class _RowCounter:
+    """Rows planned and read in this process: what the progress bar of a local run shows."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.restart()
+
+    def restart(self) -> None:
+        self.planned = self.read = 0
+
+    def add(self, planned: int = 0, read: int = 0) -> None:
+        with self._lock:
+            self.planned += planned
+            self.read += read
+
+
+_rows = _RowCounter()
+
+
+@contextmanager
+def _progress(description: str, console: Console) -> Iterator[None]:
+    if not console.is_terminal:
+        yield
+        return
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("rows"))
+    with Progress(*columns, TimeElapsedColumn(), console=console) as progress:
+        task = progress.add_task(description, total=None)
+        ended = threading.Event()
+
+        def follow() -> None:
+            while not ended.wait(0.2):
+                progress.update(task, total=_rows.planned or None, completed=_rows.read)
+
+        follower = threading.Thread(target=follow, daemon=True)
+        follower.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            follower.join()
+            progress.update(task, total=_rows.planned or None, completed=_rows.read)
+
+
+class ReadColumns(beam.PTransform):
+    """Reads columns of Parquet files as a collection of `pyarrow.Table` batches, in no fixed order.
+
+    A batch is one or more whole row groups of a file. Paths go through Beam's file systems.
+
+    Args:
+      files: paths of Parquet files.
+      columns: names of the columns to read.
+
+    Raises (in a worker):
+      DataError: a file cannot be read as Parquet or lacks one of the columns.
+    """
+
+    def __init__(self, files: Iterable[str | Path], columns: Sequence[str]) -> None:
+        super().__init__()
+        self._files = [str(file) for file in files]
+        self._columns = list(columns)
+
+    def expand(self, pbegin: beam.pvalue.PBegin) -> beam.PCollection:
+        return (
+            pbegin
+            | "Files" >> beam.Create(self._files, reshuffle=False)
+            | "RowGroups" >> beam.FlatMap(_row_groups, self._columns)
+            | "Spread" >> beam.Reshuffle()
+            | "Read" >> beam.Map(_read, self._columns)
+        )
+
+
+def _row_groups(path: str, columns: Sequence[str]) -> Iterator[tuple[str, list[int]]]:
+    """Runs of row groups of about `ROWS_PER_BATCH` rows."""
+    with _parquet(path) as file:
+        absent = sorted(set(columns) - set(file.schema_arrow.names))
+        if absent:
+            raise DataError(f"{path}: no column {', '.join(absent)}; every part of a table has the same columns")
+        groups: list[int] = []
+        rows = 0
+        for group in range(file.num_row_groups):
+            groups.append(group)
+            rows += file.metadata.row_group(group).num_rows
+            if rows >= ROWS_PER_BATCH or (rows and group == file.num_row_groups - 1):
+                _rows.add(planned=rows)
+                yield path, groups
+                groups, rows = [], 0
+
+
+def _read(part: tuple[str, list[int]], columns: Sequence[str]) -> pa.Table:
+    path, groups = part
+    with _parquet(path) as file:
+        # Parallelism is the runner's: several readers with threads of their own only take turns.
+        batch = file.read_row_groups(groups, columns=list(columns), use_threads=False)
+    _rows.add(read=batch.num_rows)
+    return batch
+
+
+@contextmanager
+def _parquet(path: str) -> Iterator[pq.ParquetFile]:
+    try:
+        with (
+            FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED) as stream,
+            pq.ParquetFile(stream) as file,
+        ):
+            yield file
+    except (OSError, pa.ArrowException) as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(f"{path}: expected a readable Parquet file: {reason}; write it again") from error

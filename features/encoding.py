@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from features.errors import ConfigError
 from features.event_windows import ORDER_ONLY, Events
 from features.history import VideoTable
 from features.search_tokens import search_tokens
@@ -43,7 +44,9 @@ class Encoder:
             return Events.none(users)
         table = rows.table
         columns = set(table.column_names)
-        tokens, token_offsets = self._tokens(table) if "query" in columns and "search_token" in self.vocabularies else (None, None)
+        tokens, token_offsets = (
+            self._tokens(table) if "query" in columns and "search_token" in self.vocabularies else (None, None)
+        )
         video = self.positions(_array(table["video_id"])) if "video_id" in columns else np.full(len(table), -1)
         return Events(
             rows.offsets,
@@ -77,6 +80,21 @@ class Encoder:
             lengths = values.is_valid().cast(pa.int32()).to_numpy(zero_copy_only=False)
             return _lists(vocabulary.lookup(values.drop_null().cast(pa.string())), lengths)
         return first_of_lists(_map_lists(values, vocabulary), int(feature.max_length or 0))
+
+    def video_column(self, feature: Feature) -> pa.Array:
+        """A feature of videos, `feature.arrow_type` `[videos + 1]` by position; the last is of no video."""
+        name = feature.source.removeprefix("videos.")
+        if name == "video_id":
+            return pa.array(self.videos.rows[str(feature.id_space)])
+        if name not in self.catalogue.column_names:
+            raise ConfigError(f"feature {feature.name!r}: the catalogue has no column {name!r}; run the analysis again")
+        values = _array(self.catalogue[name])
+        if feature.kind == Kind.CONTINUOUS:
+            return pa.array(_and_absent(numbers(values), np.nan))
+        if feature.multivalent:
+            lists = first_of_lists(values, int(feature.max_length or 0))
+            return pa.concat_arrays([lists, pa.array([[]], lists.type)]).cast(feature.arrow_type)
+        return pa.array(_and_absent(values.to_numpy(), 0))
 
 
 def numbers(values: pa.Array | pa.ChunkedArray) -> np.ndarray:
@@ -151,7 +169,7 @@ def make_encoder(vocabularies: Mapping[str, Vocabulary], catalogue: pa.Table) ->
     )
 
 
-def _and_absent(values: np.ndarray, absent: int) -> np.ndarray:
+def _and_absent(values: np.ndarray, absent: float) -> np.ndarray:
     return np.append(values, np.asarray(absent, values.dtype))
 
 

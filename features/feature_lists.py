@@ -19,6 +19,14 @@ Columns = Mapping[str, Collection[str]]
 
 Model = Literal["candidate_generator", "ranker"]
 
+RESERVED = frozenset(
+    {
+        *("user_id", "weight", "label", "label_video_id", "label_timestamp", "seen_video_ids"),
+        *("video_id", "timestamp", "snapshot_timestamp", "group_id", "clicked", "watch_time_s", "impression_id"),
+    }
+)
+"""Columns of example sets that are not features."""
+
 
 class FeatureConfig(Settings):
     """One feature added by configuration."""
@@ -164,7 +172,7 @@ def default_ranking_features(columns: Columns, config: FeatureListConfig = DEFAU
         _id("device", "request.device"),
         _id("hour", "request.hour"),
         *[_number(column, f"users.{column}") for column in ("gender", "age", "logged_in")],
-        _id("video_id", "videos.video_id", "clicked_video", impression),
+        _id("impression_video_id", "videos.video_id", "clicked_video", impression),
         _id("uploader", "videos.uploader_id", "uploader", impression),
         _bag("topics", "videos.topics", "topic", config.max_topics, impression),
         _id("video_language", "videos.language", "language", impression),
@@ -216,6 +224,10 @@ def _choose(model: Model, defaults: list[Feature], columns: Columns, config: Fea
         if model not in added.models:
             continue
         feature = added.feature()
+        if feature.name in RESERVED:
+            raise ConfigError(
+                f"configured feature {added.name!r}: the name is taken by a column of examples; rename it"
+            )
         if absent := absent_columns(feature, columns, model):
             raise ConfigError(f"configured feature {added.name!r} ({added.source}): {absent}")
         if model == "candidate_generator" and feature.normaliser == Normaliser.QUANTILE:

@@ -152,6 +152,10 @@ class VideoTable:
     topics: np.ndarray | None = None
     upload_us: np.ndarray | None = None
 
+    def __len__(self) -> int:
+        """Videos, and one for no video."""
+        return len(next(iter(self.rows.values())))
+
 
 @dataclass(frozen=True)
 class Requests:
@@ -172,6 +176,11 @@ class Requests:
     videos: VideoTable
     request: np.ndarray
     candidate: np.ndarray
+
+    @cached_property
+    def one_candidate_each(self) -> bool:
+        """Whether candidate `i` is the only one of snapshot `i`."""
+        return len(self.request) == len(self.snapshot_us) and bool((self.request == np.arange(len(self.request))).all())
 
     @cached_property
     def same_video_watches(self) -> np.ndarray:

@@ -1,0 +1,136 @@
+"""Feature columns of examples: history derivations, and columns of users, requests and videos taken by row."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from features import history
+from features.encoding import Encoder
+from features.errors import ConfigError
+from features.history import Bags, Derivation, Requests, derivation_of
+from features.spec import Feature, Side
+
+
+@dataclass(frozen=True)
+class RequestRows:
+    """The rows of one shard that requests are made of: impressions, or label watches.
+
+    Args:
+      table: the rows.
+      user: int64 `[rows]`, the shard's user.
+      snapshot_us: int64 `[rows]`.
+      example_age_s: float32 `[rows]` or None.
+    """
+
+    table: pa.Table
+    user: np.ndarray
+    snapshot_us: np.ndarray
+    example_age_s: np.ndarray | None = None
+
+
+class FeatureColumns:
+    """The feature columns of the examples of one shard; every raw column is encoded once.
+
+    Args:
+      features: the model's features that examples hold.
+      encoder: looks up ids.
+      users: the shard's users table aligned with its users, or None.
+      rows: what requests are made of.
+      utc_offset_s: local time, for the hour.
+
+    Raises:
+      ConfigError: a feature's column is absent.
+    """
+
+    def __init__(
+        self,
+        features: tuple[Feature, ...],
+        encoder: Encoder,
+        users: pa.Table | None,
+        rows: RequestRows,
+        utc_offset_s: float,
+    ) -> None:
+        self._features = features
+        self._rows = rows
+        self._encoded: dict[str, pa.Array] = {}
+        for feature in features:
+            room, name = feature.source.split(".", 1)
+            if room == "users":
+                self._encoded[feature.name] = encoder.column(feature, _column(users, name, feature))
+            elif room == "videos":
+                self._encoded[feature.name] = encoder.video_column(feature)
+            elif feature.source == "request.hour":
+                self._encoded[feature.name] = _hours(feature, encoder, rows.snapshot_us, utc_offset_s)
+            elif feature.source == "request.example_age":
+                self._encoded[feature.name] = pa.array(_required(rows.example_age_s))
+            elif room == "request":
+                self._encoded[feature.name] = encoder.column(feature, _column(rows.table, name, feature))
+
+    def of(self, requests: Requests, row: np.ndarray) -> dict[str, pa.Array]:
+        """Feature name → `[B]` values of the candidates of `requests`, made of the rows `row` `[B]`."""
+        index: Mapping[str, pa.Array] = {
+            "users": pa.array(self._rows.user[row]),
+            "request": pa.array(row),
+            "videos": pa.array(np.where(requests.candidate < 0, len(requests.videos) - 1, requests.candidate)),
+        }
+        return {
+            feature.name: self._encoded[feature.name].take(index[feature.source.split(".", 1)[0]])
+            if feature.name in self._encoded
+            else history_column(feature, requests)
+            for feature in self._features
+        }
+
+
+def history_column(feature: Feature, requests: Requests) -> pa.Array:
+    """`[B]` values of a feature whose source is `history.<derivation>`."""
+    derivation = derivation_of(feature.source)
+    need = history.REQUIREMENTS[derivation]
+    if need.side != feature.side or need.kind != feature.kind or need.bag != feature.multivalent:
+        raise ConfigError(
+            f"feature {feature.name!r}: {feature.source} is {need.kind}, side {need.side}, "
+            f"{'a bag (set max_length)' if need.bag else 'one value (no max_length)'}"
+        )
+    length = int(feature.max_length or 0)
+    space = str(feature.id_space)
+    values: np.ndarray | Bags
+    if derivation == Derivation.WATCHED_VIDEO_IDS:
+        values = history.watched_video_ids(requests, space, length)
+    elif derivation == Derivation.LAST_WATCHED_VIDEO_ID:
+        values = history.last_watched_video_id(requests, space)
+    elif derivation == Derivation.SEARCH_TOKENS:
+        values = history.search_tokens(requests, length)
+    elif derivation == Derivation.LAST_SEARCH_TOKENS:
+        values = history.last_search_tokens(requests, length)
+    else:
+        values = history.CONTINUOUS[derivation](requests)
+    column = list_array(values) if isinstance(values, Bags) else pa.array(values)
+    if feature.side == Side.IMPRESSION or requests.one_candidate_each:
+        return column
+    return column.take(pa.array(requests.request))
+
+
+def list_array(bags: Bags) -> pa.ListArray:
+    """Bags as an Arrow list<int32> array."""
+    offsets = pa.array(bags.offsets.astype(np.int32))
+    return pa.ListArray.from_arrays(offsets, pa.array(bags.values.astype(np.int32, copy=False)))
+
+
+def _column(table: pa.Table | None, name: str, feature: Feature) -> pa.ChunkedArray:
+    if table is None or name not in table.column_names:
+        raise ConfigError(f"feature {feature.name!r}: {feature.source} is not a column of the tables; leave it out")
+    return table[name]
+
+
+def _hours(feature: Feature, encoder: Encoder, snapshot_us: np.ndarray, utc_offset_s: float) -> pa.Array:
+    """Rows of the local hour of every snapshot, ids "0" to "23"."""
+    rows = encoder.vocabularies[str(feature.id_space)].lookup(pa.array([str(hour) for hour in range(24)]))
+    local_us = snapshot_us + round(utc_offset_s * 1e6)
+    return pa.array(rows[(local_us // 3_600_000_000) % 24])
+
+
+def _required(values: np.ndarray | None) -> np.ndarray:
+    if values is None:
+        raise ConfigError("request.example_age is a feature of the candidate generator only")
+    return values

@@ -1,0 +1,252 @@
+"""Ranking examples: one per impression, with what was known when its page was requested.
+
+Covington et al. 2016, section 4. All impressions of one request share one snapshot of the user's history, taken at the
+request's first moment: taken per impression instead, the later of two impressions would see the outcome of the earlier
+one it is compared with. Where an impression has no `request_id`, its request is its evaluation group (user, local day,
+page), in training and in evaluation alike.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import Field
+
+from features.encoding import Encoder, numbers
+from features.event_windows import ORDER_ONLY
+from features.example_features import FeatureColumns, RequestRows
+from features.feature_lists import FeatureListConfig
+from features.hashing import combine, hash_strings
+from features.history import Requests
+from features.settings import Settings
+from features.shards import EventRows, Shard
+from features.spec import FeatureSpec
+from features.splits import Part, Split
+from features.tables import TIMESTAMP
+
+_CHUNK = 8192  # examples joined at a time: their windows fit in the processor's cache
+_DAY_US = 24 * 3_600_000_000
+
+
+class RankingExamplesConfig(Settings):
+    """Which impressions become ranking examples."""
+
+    missing_watch_time_s: float | None = Field(default=None, ge=0)
+    """Watch time (seconds) of clicked impressions without one; None: these are left out and counted."""
+
+
+@dataclass(frozen=True)
+class RankingLabels:
+    """The impressions of one shard that become examples.
+
+    Args:
+      row: int64 `[B]`, rows of the shard's impressions, ascending.
+      part: int8 `[B]` of `Part`.
+      watch_time_s: float32 `[B]`, 0 where not clicked.
+      group_id: int64 `[rows]` of **all** impressions.
+      snapshot_us: int64 `[rows]` of **all** impressions.
+      left_out: reason → impressions that become no example.
+    """
+
+    row: np.ndarray
+    part: np.ndarray
+    watch_time_s: np.ndarray
+    group_id: np.ndarray
+    snapshot_us: np.ndarray
+    left_out: dict[str, int]
+
+
+def page_requests(rows: EventRows, user_ids: pa.Array, utc_offset_s: float) -> tuple[np.ndarray, np.ndarray]:
+    """The request of every impression: group ids, int64 `[rows]`, and snapshots, int64 microseconds `[rows]`.
+
+    The group is the `request_id` (of one user) or, where that is absent or null, (user, local day, page). The snapshot
+    is the group's earliest time. Order-only rows have the snapshot `ORDER_ONLY`.
+    """
+    table = rows.table
+    user = hash_strings(user_ids)[rows.user]
+    day = (rows.time_us + round(utc_offset_s * 1e6)) // _DAY_US
+    group = combine(combine(user, day), _hash_column(table, "page"))
+    if "request_id" in table.column_names:
+        named = table["request_id"].is_valid().combine_chunks().to_numpy(zero_copy_only=False)
+        group = np.where(named, combine(user ^ np.uint64(1), _hash_column(table, "request_id")), group)
+    group_id = (group >> np.uint64(1)).astype(np.int64)
+    timed = np.flatnonzero(rows.time_us != ORDER_ONLY)
+    snapshot_us = np.full(len(table), ORDER_ONLY, np.int64)
+    if len(timed):
+        by_group = timed[np.argsort(group_id[timed], kind="stable")]
+        starts = np.flatnonzero(np.diff(group_id[by_group], prepend=-1))
+        earliest = np.minimum.reduceat(rows.time_us[by_group], starts)
+        snapshot_us[by_group] = np.repeat(earliest, np.diff(starts, append=len(by_group)))
+    return group_id, snapshot_us
+
+
+def _hash_column(table: pa.Table, name: str) -> np.ndarray:
+    return hash_strings(table[name]) if name in table.column_names else np.zeros(len(table), np.uint64)
+
+
+def ranking_labels(shard: Shard, split: Split, utc_offset_s: float, config: RankingExamplesConfig) -> RankingLabels:
+    """Chooses and labels the impressions of a shard.
+
+    Left out, by reason: the time is not known; whether it was clicked is not known; it was clicked and its watch time
+    is not known; it belongs to no part of the split.
+    """
+    rows = shard.events["impressions"]
+    group_id, snapshot_us = page_requests(rows, shard.user_ids, utc_offset_s)
+    clicked = numbers(rows.table["clicked"])
+    watch_time_s = impression_watch_times(shard)
+    if config.missing_watch_time_s is not None:
+        watch_time_s = np.where(np.isnan(watch_time_s), np.float32(config.missing_watch_time_s), watch_time_s)
+    watch_time_s = np.where(clicked == 1, watch_time_s, np.float32(0))
+    part = split.part_of_held_out(rows.time_us, split.is_test_user(shard.user_ids)[rows.user])
+    left_out = {"told_twice": rows.told_twice} if rows.told_twice else {}
+    kept = np.ones(len(part), bool)
+    for reason, drop in (
+        ("time_not_known", rows.time_us == ORDER_ONLY),
+        ("click_not_known", np.isnan(clicked)),
+        ("clicked_but_watch_time_not_known", np.isnan(watch_time_s)),
+        ("in_no_part_of_the_split", part == Part.NONE),
+    ):
+        if count := int((kept & drop).sum()):
+            left_out[reason] = count
+        kept &= ~drop
+    row = np.flatnonzero(kept)
+    return RankingLabels(row, part[row], watch_time_s[row].astype(np.float32), group_id, snapshot_us, left_out)
+
+
+def impression_watch_times(shard: Shard) -> np.ndarray:
+    """float32 `[rows]` seconds watched of every impression, NaN where not known.
+
+    The impressions' own `watch_time_s` or, where that is absent or null, the one of the watch it led to: of the same
+    `impression_id` or, where one of the two has none, the same user, video and moment.
+    """
+    rows = shard.events["impressions"]
+    own = np.full(len(rows.table), np.nan, np.float32)
+    if "watch_time_s" in rows.table.column_names:
+        own = numbers(rows.table["watch_time_s"])
+    watches = shard.events.get("watches")
+    if watches is None or "watch_time_s" not in watches.table.column_names:
+        return own
+    times = numbers(watches.table["watch_time_s"])
+    for match in (_watch_by_impression_id(rows, watches), _watch_by_moment(rows, watches)):
+        found = np.isnan(own) & (match >= 0)
+        own[found] = times[match[found]]
+    return own
+
+
+def _watch_by_impression_id(rows: EventRows, watches: EventRows) -> np.ndarray:
+    """int64 `[rows]`: the watch of the same `impression_id`, -1 without one."""
+    if "impression_id" not in rows.table.column_names or "impression_id" not in watches.table.column_names:
+        return np.full(len(rows.table), -1, np.int64)
+    known = watches.table["impression_id"].combine_chunks()
+    found = pc.index_in(rows.table["impression_id"].combine_chunks(), known, skip_nulls=True)
+    match = pc.fill_null(found, -1).to_numpy(zero_copy_only=False).astype(np.int64)
+    same_user = watches.user[match] == rows.user if len(watches.time_us) else np.zeros(len(match), bool)
+    return np.where((match >= 0) & same_user, match, -1)
+
+
+def _watch_by_moment(rows: EventRows, watches: EventRows) -> np.ndarray:
+    """int64 `[rows]`: the watch of the same user, video and time, -1 without one or where both name an impression."""
+    n = len(watches.time_us)
+    videos = pa.concat_arrays([_strings(watches.table["video_id"]), _strings(rows.table["video_id"])])
+    video = videos.dictionary_encode().indices.to_numpy()
+    user = np.concatenate([watches.user, rows.user])
+    time_us = np.concatenate([watches.time_us, rows.time_us])
+    order = np.lexsort((np.arange(len(user)), video, time_us, user))
+    keys = np.stack([user[order], time_us[order], video[order]])
+    first = np.concatenate([[True], (keys[:, 1:] != keys[:, :-1]).any(axis=0)])
+    leader = order[np.maximum.accumulate(np.where(first, np.arange(len(order)), 0))]
+    match = np.full(len(user), -1, np.int64)
+    match[order] = np.where((leader < n) & (time_us[order] != ORDER_ONLY), leader, -1)
+    match = match[n:]
+    both_named = _named(watches.table)[match] & _named(rows.table) if n else np.zeros(len(match), bool)
+    return np.where(both_named, -1, match)
+
+
+def _named(table: pa.Table) -> np.ndarray:
+    if "impression_id" not in table.column_names:
+        return np.zeros(len(table), bool)
+    return table["impression_id"].combine_chunks().is_valid().to_numpy(zero_copy_only=False)
+
+
+def _strings(column: pa.ChunkedArray) -> pa.Array:
+    return column.combine_chunks().cast(pa.string())
+
+
+def ranking_schema(spec: FeatureSpec, impression_ids: bool) -> pa.Schema:
+    """The columns of a ranking example set."""
+    fields: list[tuple[str, pa.DataType]] = [
+        ("user_id", pa.string()),
+        ("video_id", pa.string()),
+        ("timestamp", TIMESTAMP),
+        ("snapshot_timestamp", TIMESTAMP),
+        ("group_id", pa.int64()),
+        ("clicked", pa.float32()),
+        ("watch_time_s", pa.float32()),
+        ("weight", pa.float32()),
+    ]
+    if impression_ids:
+        fields.append(("impression_id", pa.string()))
+    return pa.schema([*[pa.field(*field) for field in fields], *spec.arrow_schema])
+
+
+def ranking_examples(
+    shard: Shard,
+    labels: RankingLabels,
+    spec: FeatureSpec,
+    encoder: Encoder,
+    lists: FeatureListConfig,
+    utc_offset_s: float,
+) -> Iterator[tuple[np.ndarray, pa.Table]]:
+    """The examples of a shard.
+
+    Args:
+      shard: with the tables watches, impressions, searches and users, where the run has them.
+      labels: which of its impressions become examples.
+      spec: the ranker's features.
+      encoder: looks up ids.
+      lists: lengths of the history windows.
+      utc_offset_s: local time, for the hour.
+
+    Yields:
+      The part int8 `[n]` and the rows `[n]` of `ranking_schema` of some thousand examples, in the shard's order.
+    """
+    impressions = shard.events["impressions"]
+    table = impressions.table
+    users = len(shard.user_ids)
+    rows = RequestRows(table, impressions.user, labels.snapshot_us)
+    columns = FeatureColumns(spec.features, encoder, shard.users, rows, utc_offset_s)
+    history = {name: encoder.events(shard.events.get(name), users) for name in ("watches", "impressions", "searches")}
+    candidate = history["impressions"].video
+    clicked = numbers(table["clicked"])
+    schema = ranking_schema(spec, "impression_id" in table.column_names)
+    for start in range(0, len(labels.row), _CHUNK):
+        row = labels.row[start : start + _CHUNK]
+        _, first, request = np.unique(labels.group_id[row], return_index=True, return_inverse=True)
+        user, snapshot_us = rows.user[row[first]], labels.snapshot_us[row[first]]
+        requests = Requests(
+            snapshot_us,
+            history["watches"].window(user, snapshot_us, lists.watch_window),
+            history["impressions"].window(user, snapshot_us, lists.impression_window),
+            history["searches"].window(user, snapshot_us, lists.search_window),
+            encoder.videos,
+            request,
+            candidate[row],
+        )
+        taken = table.take(pa.array(row))
+        examples: dict[str, pa.Array | pa.ChunkedArray] = {
+            "user_id": taken["user_id"],
+            "video_id": taken["video_id"],
+            "timestamp": pa.array(impressions.time_us[row]).cast(TIMESTAMP),
+            "snapshot_timestamp": pa.array(labels.snapshot_us[row]).cast(TIMESTAMP),
+            "group_id": pa.array(labels.group_id[row]),
+            "clicked": pa.array(clicked[row]),
+            "watch_time_s": pa.array(labels.watch_time_s[start : start + _CHUNK]),
+            "weight": pa.array(np.ones(len(row), np.float32)),
+            **columns.of(requests, row),
+        }
+        if "impression_id" in schema.names:
+            examples["impression_id"] = taken["impression_id"]
+        part = labels.part[start : start + _CHUNK]
+        yield part, pa.table([examples[name] for name in schema.names], schema)

@@ -23,9 +23,9 @@ class CalibrationConfig(Settings):
     """How finely expected watch time is calibrated."""
 
     # Bins of equal count; 1 is one factor for all. More bins follow the curve closer and average fewer impressions.
-    bins: int = Field(10, ge=1)
+    bins: int = Field(default=10, ge=1)
     # Fewer bins are used where one would hold less than this many impressions.
-    min_impressions_per_bin: int = Field(1000, ge=1)
+    min_impressions_per_bin: int = Field(default=1000, ge=1)
 
 
 @dataclass(frozen=True)

@@ -22,25 +22,25 @@ class RawWindow(NamedTuple):
 
     `valid` bool, `video` int32 catalogue positions (-1: not in the catalogue, or padding), `time_us` int64
     (`ORDER_ONLY` where not known, and in padding), `value` float32 (watch time in seconds, or clicked; NaN where not
-    known): each `[B, size]`; the last two are None where no feature needs them.
+    known): each `[B, size]`.
     """
 
     valid: tf.Tensor
     video: tf.Tensor
-    time_us: tf.Tensor | None
-    value: tf.Tensor | None
+    time_us: tf.Tensor
+    value: tf.Tensor
 
 
 class VideoColumns(NamedTuple):
     """Columns of the catalogue by position, each with one more entry for position -1 (`features.history.VideoTable`).
 
-    `uploader` int32 `[videos + 1]`, `topics` int32 `[videos + 1, most topics]`, `upload_us` int64 `[videos + 1]`; None
-    where no feature needs them.
+    `uploader` int32 `[videos + 1]`, `topics` int32 `[videos + 1, most topics]`, `upload_us` int64 `[videos + 1]`; a
+    column that the catalogue does not have is all 0, or `ORDER_ONLY`.
     """
 
-    uploader: tf.Variable | None
-    topics: tf.Variable | None
-    upload_us: tf.Variable | None
+    uploader: tf.Tensor
+    topics: tf.Tensor
+    upload_us: tf.Tensor
 
 
 def microseconds(seconds: tf.Tensor) -> tf.Tensor:
@@ -58,7 +58,7 @@ def raw_window(
     ids: tf.Tensor,
     video: tf.Tensor,
     size: int,
-    now_us: tf.Tensor | None,
+    now_us: tf.Tensor,
     time_s: tf.Tensor | None = None,
     value: tf.Tensor | None = None,
 ) -> RawWindow:
@@ -68,15 +68,13 @@ def raw_window(
       ids: string `[B, W]`, oldest first; "" is padding, wherever it stands.
       video: int32 `[B, W]`, the ids' catalogue positions.
       size: of the window.
-      now_us: int64 `[B]`, the request's time; read only with `time_s`.
-      time_s: float64 `[B, W]` seconds, NaN where not known; None keeps every event.
-      value: float32 `[B, W]`.
+      now_us: int64 `[B]`, the request's time.
+      time_s: float64 `[B, W]` seconds, NaN where not known; None: no event's time is known.
+      value: float32 `[B, W]`; None: not known.
     """
-    valid = ids != ""
-    time_us = None
-    if time_s is not None and now_us is not None:
-        time_us = microseconds(time_s)
-        valid &= time_us < now_us[:, tf.newaxis]
+    time_us = tf.fill(tf.shape(ids), tf.constant(ORDER_ONLY, tf.int64)) if time_s is None else microseconds(time_s)
+    value = tf.fill(tf.shape(ids), np.float32(np.nan)) if value is None else value
+    valid = (ids != "") & (time_us < now_us[:, tf.newaxis])
     # The valid events move to the left in their order, and of these the last `size` stay.
     order = tf.argsort(tf.cast(~valid, tf.int32), axis=1, stable=True)
     count = tf.reduce_sum(tf.cast(valid, tf.int32), axis=1)
@@ -93,8 +91,8 @@ def raw_window(
     return RawWindow(
         valid=tf.ensure_shape(inside, [None, size]),
         video=take(video, UNKNOWN_VIDEO),
-        time_us=None if time_us is None else take(time_us, ORDER_ONLY),
-        value=None if value is None else take(value, np.nan),
+        time_us=take(time_us, ORDER_ONLY),
+        value=take(value, np.nan),
     )
 
 
@@ -109,19 +107,19 @@ class RawRequests:
     """The windows of a batch of requests and the candidates scored at them.
 
     Args:
-      now_us: int64 `[B]`; None where no derivation reads a time.
-      watches, impressions: their windows; None where no derivation reads them.
+      now_us: int64 `[B]`, the request's time.
+      watches, impressions: their windows.
       videos: the catalogue's columns.
-      candidate: int32 `[B, C]` catalogue positions; None without impression features.
+      candidate: int32 `[B, C]` catalogue positions.
     """
 
     def __init__(
         self,
-        now_us: tf.Tensor | None,
-        watches: RawWindow | None,
-        impressions: RawWindow | None,
+        now_us: tf.Tensor,
+        watches: RawWindow,
+        impressions: RawWindow,
         videos: VideoColumns,
-        candidate: tf.Tensor | None,
+        candidate: tf.Tensor,
     ) -> None:
         self.now_us = now_us
         self.watches = watches

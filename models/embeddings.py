@@ -89,11 +89,17 @@ class EmbeddingTable(tf_keras.layers.Layer):
 
         A bag without any gives zeros.
         """
-        known = tf.cast(rows != 0, tf.float32)
-        weights = tf.math.divide_no_nan(known, tf.reduce_sum(known, axis=-1, keepdims=True))
-        vectors = tf.cast(tf.nn.embedding_lookup(self.embeddings, rows), self.compute_dtype)
-        # A row vector times a matrix per bag: reads the gathered vectors once and keeps the gradient of row 0 at zero.
-        return tf.squeeze(tf.matmul(tf.cast(weights, self.compute_dtype)[..., tf.newaxis, :], vectors), axis=-2)
+        # Padding is left out before the gather: it is most of a short history, and its sparse gradient would cost as
+        # much as that of a watch.
+        flat = tf.reshape(rows, [-1])
+        present = tf.where(flat != 0)[:, 0]
+        bags = present // tf.cast(tf.shape(rows)[-1], present.dtype)
+        vectors = tf.nn.embedding_lookup(self.embeddings, tf.gather(flat, present))
+        sums = tf.math.unsorted_segment_sum(vectors, bags, tf.reduce_prod(tf.shape(rows)[:-1]))
+        sums = tf.reshape(sums, tf.concat([tf.shape(rows)[:-1], [self.dimension]], axis=0))
+        sums = tf.ensure_shape(sums, [*rows.shape[:-1], self.dimension])
+        count = tf.reduce_sum(tf.cast(rows != 0, tf.float32), axis=-1, keepdims=True)
+        return tf.cast(tf.math.divide_no_nan(sums, count), self.compute_dtype)
 
     def get_config(self) -> dict[str, Any]:
         return {
@@ -110,6 +116,7 @@ class SharedEmbeddings(tf_keras.layers.Layer):
     Args:
       vocabulary_sizes: id space -> number of ids.
       dimensions: id space -> dimension; names the tables that are made.
+      stddev: of the initial values of every table; None is `1 / sqrt(dimension)`.
 
     Example:
       >>> tables = SharedEmbeddings({"video": 1000}, {"video": 8})
@@ -118,11 +125,17 @@ class SharedEmbeddings(tf_keras.layers.Layer):
       TensorShape([2, 8])
     """
 
-    def __init__(self, vocabulary_sizes: Mapping[str, int], dimensions: Mapping[str, int], **kwargs: Any) -> None:
+    def __init__(
+        self,
+        vocabulary_sizes: Mapping[str, int],
+        dimensions: Mapping[str, int],
+        stddev: float | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self.tables = {
             space: EmbeddingTable(
-                vocabulary_sizes[space], dimension, name=f"{space}_embeddings", dtype=self.dtype_policy
+                vocabulary_sizes[space], dimension, stddev, name=f"{space}_embeddings", dtype=self.dtype_policy
             )
             for space, dimension in sorted(dimensions.items())
         }

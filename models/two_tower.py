@@ -1,0 +1,230 @@
+"""The two-tower candidate generator of Covington et al. 2016, sections 3.1 to 3.5 (figure 3).
+
+Query tower: the embeddings of each bag (watches, search tokens) are averaged, all features are concatenated, and ReLU
+layers follow, each half as wide as the one below; depth 0 is one linear layer. Video side: output embeddings of their
+own, "a separate output video embedding". Query and video vector meet in a dot product.
+
+Beyond the paper, attributes of a video (uploader, topics, ...) may be added to its output vector:
+v = E_out[video] + Σ over attributes of the average of E_attribute[rows]. E_out of a video without a class is zero, so
+that a new video has a vector before its first watch. In training E_out can be dropped at random (`id_dropout`), which
+makes the attribute vectors stand alone as they have to for new videos.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Self
+
+import numpy as np
+import tensorflow as tf
+import tf_keras
+from pydantic import Field, model_validator
+
+from features.errors import ConfigError
+from features.settings import Settings
+from features.spec import FeatureSpec, Kind, Side
+from models.candidate_generator import CandidateGenerator
+from models.embeddings import EmbeddingTable, SharedEmbeddings, embedding_dimension
+from models.sampled_softmax import Loss, softmax_loss
+from models.samplers import NegativeSamplerConfig
+from models.scaling import powers, scale
+
+
+class TwoTowerConfig(Settings):
+    """Sizes and loss of the two-tower model."""
+
+    dimension: int = Field(default=64, ge=1, description="of query and video vectors; 256 in the paper")
+    depth: int = Field(default=2, ge=0, le=8, description="hidden ReLU layers; 0 is one linear layer (section 3.5)")
+    widths: tuple[int, ...] | None = Field(
+        default=None,
+        description="widths of the hidden layers, bottom first, the last equal to dimension; "
+        "default: dimension on top, doubling downwards (2048, 1024, 512, 256 for depth 4 and dimension 256)",
+    )
+    large_id_spaces: tuple[str, ...] = Field(
+        default=("video", "search_token"), description="id spaces embedded with `dimension` floats each"
+    )
+    per_doubling: float = Field(
+        default=1.6, gt=0, description="dimensions of other id spaces per doubling of their vocabulary"
+    )
+    power_features: tuple[str, ...] = Field(
+        default=("example_age",), description="continuous features that also enter as square and square root"
+    )
+    output_attributes: dict[str, str] = Field(
+        default={"uploader_id": "uploader", "topics": "topic"},
+        description="catalogue column -> id space of the attributes added to the video vector; "
+        "a column that the catalogue does not have is left out",
+    )
+    id_dropout: float = Field(
+        default=0.0, ge=0, lt=1, description="share of video vectors that lose E_out in a training step"
+    )
+    history_dropout: float = Field(default=0.0, ge=0, lt=1, description="share of bag items left out in training")
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="share of the concatenated inputs dropped in training")
+    normalized: bool = Field(default=False, description="scale query and video vectors to length one")
+    temperature: float = Field(
+        default=0.1, gt=0, description="with `normalized`, logits are cosines divided by it (in the query vector)"
+    )
+    loss: Loss = Loss.SAMPLED
+    sampler: NegativeSamplerConfig = NegativeSamplerConfig()
+    bfloat16_matmul: bool = Field(default=False, description="multiply queries and negatives in bfloat16")
+
+    @model_validator(mode="after")
+    def _widths_fit(self) -> Self:
+        if self.widths is not None and (
+            len(self.widths) != self.depth or self.widths[-1:] not in ((), (self.dimension,))
+        ):
+            raise ValueError(
+                f"widths {self.widths} do not fit depth {self.depth} and dimension {self.dimension}: "
+                "give one width per layer, the last equal to dimension"
+            )
+        return self
+
+    @property
+    def hidden_widths(self) -> tuple[int, ...]:
+        """Widths of the ReLU layers, bottom first; empty for depth 0."""
+        if self.widths is not None:
+            return self.widths
+        return tuple(self.dimension * 2**above for above in reversed(range(self.depth)))
+
+
+class TwoTower(CandidateGenerator):
+    """See the module's text.
+
+    Args:
+      config: sizes and loss.
+      spec: the model's features; those of the query side are its inputs.
+      vocabulary_sizes: id space -> number of ids.
+      class_attributes: catalogue column -> int32 rows of each class's attribute, `[num_classes + 1]` or
+        `[num_classes + 1, length]` padded with 0, row 0 all zero; only columns of `config.output_attributes` are used.
+
+    Raises:
+      ConfigError: an id space without a vocabulary, a query feature that is neither, or attributes of another length.
+    """
+
+    def __init__(
+        self,
+        config: TwoTowerConfig,
+        spec: FeatureSpec,
+        vocabulary_sizes: Mapping[str, int],
+        class_attributes: Mapping[str, np.ndarray] | None = None,
+    ) -> None:
+        num_classes = _size(vocabulary_sizes, "video")
+        super().__init__(spec, num_classes, config.dimension, softmax_loss(config.loss, config.bfloat16_matmul))
+        self.config = config
+        self.vocabulary_sizes = dict(vocabulary_sizes)
+        self.inputs_of_tower = spec.side(Side.QUERY)
+        if not self.inputs_of_tower:
+            raise ConfigError("two-tower model: expected at least one query feature in the specification, found none")
+
+        spaces = sorted({str(f.id_space) for f in self.inputs_of_tower if f.kind == Kind.CATEGORICAL})
+        self.embeddings = SharedEmbeddings(vocabulary_sizes, {space: self._dimension(space) for space in spaces})
+        self.input_dropout = tf_keras.layers.Dropout(config.dropout)
+        width = sum(self._width(feature.name) for feature in self.inputs_of_tower)
+        self.hidden = []
+        for units in config.hidden_widths or (config.dimension,):
+            layer = tf_keras.layers.Dense(units, activation="relu" if config.depth else None)
+            layer.build((None, width))
+            self.hidden.append(layer)
+            width = units
+
+        self.video_table = EmbeddingTable(num_classes, config.dimension, name="output_video_embeddings")
+        self.attribute_rows: dict[str, tf.Variable] = {}
+        self.attribute_tables: dict[str, EmbeddingTable] = {}
+        for column, rows in (class_attributes or {}).items():
+            if column in config.output_attributes:
+                self._add_attribute(column, config.output_attributes[column], np.asarray(rows, np.int32))
+        self.built = True
+
+    def _dimension(self, space: str) -> int:
+        size = _size(self.vocabulary_sizes, space)
+        if space in self.config.large_id_spaces:
+            return self.config.dimension
+        return min(self.config.dimension, embedding_dimension(size, self.config.per_doubling))
+
+    def _width(self, name: str) -> int:
+        feature = self.spec[name]
+        if feature.kind == Kind.CATEGORICAL:
+            return self.embeddings.dimension(feature)
+        return 3 if name in self.config.power_features else 1
+
+    def _add_attribute(self, column: str, space: str, rows: np.ndarray) -> None:
+        if len(rows) != self.num_classes + 1:
+            raise ConfigError(
+                f"two-tower model: expected {self.num_classes + 1} rows of attribute {column!r} (row 0 and one per "
+                f"video of the vocabulary), found {len(rows)}; make them from the catalogue of the same run"
+            )
+        self.attribute_rows[column] = self.add_weight(
+            f"{column}_rows", shape=rows.shape, dtype=tf.int32, initializer="zeros", trainable=False
+        )
+        self.attribute_rows[column].assign(rows)
+        if space not in self.attribute_tables:
+            self.attribute_tables[space] = EmbeddingTable(
+                _size(self.vocabulary_sizes, space), self.dimension, name=f"output_{space}_embeddings"
+            )
+
+    def query_embeddings(self, features: Mapping[str, tf.Tensor], training: bool = False) -> tf.Tensor:
+        parts = []
+        for feature in self.inputs_of_tower:
+            values = features[feature.name]
+            if feature.kind == Kind.CONTINUOUS:
+                scaled = scale(feature, values)
+                parts += powers(scaled) if feature.name in self.config.power_features else [scaled]
+                continue
+            if training and feature.multivalent and self.config.history_dropout:
+                kept = tf.random.uniform(tf.shape(values)) >= self.config.history_dropout
+                values = tf.where(kept, values, 0)
+            parts.append(self.embeddings(feature, values))
+        columns = [part if part.shape.rank == 2 else part[:, tf.newaxis] for part in parts]
+        dtype = self.embeddings.compute_dtype
+        activations = self.input_dropout(tf.concat([tf.cast(c, dtype) for c in columns], axis=1), training=training)
+        for layer in self.hidden:
+            activations = layer(activations)
+        queries = tf.cast(activations, tf.float32)
+        return tf.math.l2_normalize(queries, axis=1) / self.config.temperature if self.config.normalized else queries
+
+    def class_embeddings(self, rows: tf.Tensor, training: bool = False) -> tf.Tensor:
+        attributes = {column: tf.gather(table, rows) for column, table in self.attribute_rows.items()}
+        return self._video_vectors(rows, attributes, training)
+
+    def video_embeddings(self, columns: Mapping[str, tf.Tensor]) -> tf.Tensor:
+        return self._video_vectors(columns["video"], columns, training=False)
+
+    @property
+    def video_columns(self) -> tuple[str, ...]:
+        return ("video", *self.attribute_rows)
+
+    def _video_vectors(self, rows: tf.Tensor, attributes: Mapping[str, tf.Tensor], training: bool) -> tf.Tensor:
+        vectors = tf.cast(self.video_table(rows), tf.float32)
+        if training and self.config.id_dropout and self.attribute_rows:
+            kept = tf.random.uniform(tf.shape(rows)) >= self.config.id_dropout
+            vectors *= tf.cast(kept, tf.float32)[:, tf.newaxis]
+        for column in self.attribute_rows:
+            table = self.attribute_tables[self.config.output_attributes[column]]
+            values = attributes[column]
+            vectors += tf.cast(table(values) if values.shape.rank == 1 else table.bag(values), tf.float32)
+        return tf.math.l2_normalize(vectors, axis=1) if self.config.normalized else vectors
+
+    def description(self) -> dict[str, Any]:
+        """What `from_description` needs besides the specification and the weights; JSON-serialisable."""
+        return {
+            "config": self.config.model_dump(mode="json"),
+            "vocabulary_sizes": self.vocabulary_sizes,
+            "attribute_shapes": {column: rows.shape.as_list() for column, rows in self.attribute_rows.items()},
+        }
+
+    @classmethod
+    def from_description(cls, description: Mapping[str, Any], spec: FeatureSpec) -> Self:
+        """A model of the same shape, whose weights (attributes of the classes among them) are loaded afterwards."""
+        shapes = description["attribute_shapes"]
+        return cls(
+            TwoTowerConfig.model_validate(description["config"]),
+            spec,
+            description["vocabulary_sizes"],
+            {column: np.zeros(shape, np.int32) for column, shape in shapes.items()},
+        )
+
+
+def _size(vocabulary_sizes: Mapping[str, int], space: str) -> int:
+    if space not in vocabulary_sizes:
+        raise ConfigError(
+            f"two-tower model: expected a vocabulary of id space {space!r}, found "
+            f"{', '.join(sorted(vocabulary_sizes))}; run the analysis stage with this space"
+        )
+    return vocabulary_sizes[space]

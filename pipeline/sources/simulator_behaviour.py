@@ -35,7 +35,16 @@ class Moment:
     seed: np.ndarray  # [n] video watched just before in this session
 
     def __getitem__(self, rows: np.ndarray) -> "Moment":
-        return Moment(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
+        return Moment(
+            self.user[rows],
+            self.time_us[rows],
+            self.bin[rows],
+            self.hour[rows],
+            self.device[rows],
+            self.focus[rows],
+            self.followed[rows],
+            self.seed[rows],
+        )
 
     def __len__(self) -> int:
         return len(self.user)

@@ -5,47 +5,28 @@ proportional to the general popularity of the popularity bin within a topic or a
 """
 
 from dataclasses import dataclass
-from enum import IntEnum
 from functools import cached_property
 
 import numpy as np
 
 from pipeline.sources.simulator_behaviour import Moment
-from pipeline.sources.simulator_platform import EXTERNAL, HOME, SEARCH, WATCH_NEXT, Platform, draw_rows
+from pipeline.sources.simulator_platform import EXTERNAL, HOME, PAGES, SEARCH, WATCH_NEXT, Platform, draw_rows
 
 FAVOURITE_SHARES = np.array([0.5, 0.3, 0.2])
+_CUMULATIVE_FAVOURITES = np.cumsum(FAVOURITE_SHARES)[:-1]
 RELATED_BY_TOPIC = 0.6  # a related video shares the seed's first topic, otherwise its uploader
 
 
-class Source(IntEnum):
-    """What nominates a video."""
-
-    TASTE = 0  # topics the user likes
-    POPULAR = 1
-    UPLOADER = 2  # favourite uploaders
-    SERIES = 3  # the next episode of a followed series
-    RELATED = 4  # to the video just watched
-    EXPLORATION = 5  # any available video
-
-
-SOURCE_NAMES = tuple(source.name.lower() for source in Source)
-# share of each source, in the order of `Source`
+# What nominates a video. Plain integers: the simulation compares whole arrays with them thousands of times.
+SOURCE_NAMES = ("taste", "popular", "uploader", "series", "related", "exploration")
+TASTE, POPULAR, UPLOADER, SERIES, RELATED, EXPLORATION = range(6)
+# share of each source, in the order of `SOURCE_NAMES`
 MIXES = {
     HOME: (0.4, 0.25, 0.15, 0.1, 0.0, 0.1),
     WATCH_NEXT: (0.15, 0.15, 0.1, 0.1, 0.45, 0.05),
     SEARCH: (0.5, 0.0, 0.25, 0.25, 0.0, 0.0),  # here the source is what the query asks for
     EXTERNAL: (0.45, 0.1, 0.25, 0.2, 0.0, 0.0),
 }
-
-
-class Target(IntEnum):
-    """What a source narrows the choice to before popularity decides."""
-
-    TOPIC = 0
-    UPLOADER = 1
-    VIDEO = 2
-    ANY = 3
-    UNIFORM = 4
 
 
 @dataclass(frozen=True)
@@ -61,34 +42,45 @@ class Candidates:
         A source that is switched off, or a series source without an episode, leaves its share to `TASTE`.
         """
         config = self.platform.config
-        table = np.zeros((4, 2, len(Source)))
+        table = np.zeros((len(PAGES), 2, len(SOURCE_NAMES)))
         for page, shares in MIXES.items():
             table[page] = shares
-        keep = np.ones((2, len(Source)))
-        keep[:, Source.UPLOADER] = config.loyalty
-        keep[:, Source.SERIES] = [0.0, config.series]
+        keep = np.ones((2, len(SOURCE_NAMES)))
+        keep[:, UPLOADER] = config.loyalty
+        keep[:, SERIES] = [0.0, config.series]
         kept = table * keep
-        kept[..., Source.TASTE] += (table - kept).sum(-1)
+        kept[..., TASTE] += (table - kept).sum(-1)
         return kept
 
     @cached_property
-    def by_topic(self) -> "GroupedDraws":
-        share = self.platform.topic_share
-        topic, video = np.nonzero(share)
-        return GroupedDraws(topic, video, self.platform.popularity[:, video] * share[topic, video], len(share))
+    def groups(self) -> "GroupedDraws":
+        """Draws by group: topic k is group k, uploader g is group K + g, and `everything` is all videos."""
+        platform, config = self.platform, self.platform.config
+        topic, video = np.nonzero(platform.topic_share)
+        share = platform.topic_share[topic, video]
+        by_uploader = np.argsort(platform.uploader, kind="stable")
+        group = np.concatenate([topic, config.topics + platform.uploader[by_uploader]])
+        video = np.concatenate([video, by_uploader])
+        weight = platform.popularity[:, video] * np.concatenate([share, np.ones(len(by_uploader))])
+        return GroupedDraws(group, video, weight, config.topics + config.uploaders, spanned=config.topics)
+
+    @property
+    def everything(self) -> int:
+        return self.platform.config.topics + self.platform.config.uploaders
 
     @cached_property
-    def by_uploader(self) -> "GroupedDraws":
-        platform = self.platform
-        video = np.argsort(platform.uploader, kind="stable")
-        return GroupedDraws(platform.uploader[video], video, platform.popularity[:, video], platform.config.uploaders)
+    def _cumulative_mixes(self) -> np.ndarray:
+        return np.cumsum(self.mixes, -1)[..., :-1]
 
     def draw_sources(self, rng: np.random.Generator, moment: Moment, page: np.ndarray, m: int) -> np.ndarray:
         """`[n, m]` independent sources."""
         waiting = (moment.followed >= 0).any(1).astype(int)
-        cumulative = np.cumsum(self.mixes, -1)[page, waiting]
+        cumulative = self._cumulative_mixes[page, waiting]
         r = rng.random((len(page), m))
-        return (r[..., None] >= cumulative[:, None, :-1]).sum(-1)
+        source = np.zeros(r.shape, np.int64)
+        for j in range(cumulative.shape[1]):
+            source += r >= cumulative[:, j, None]
+        return source
 
     def draw(
         self, rng: np.random.Generator, moment: Moment, source: np.ndarray, cumulative_topics: np.ndarray
@@ -98,13 +90,19 @@ class Candidates:
         Args:
           moment: n users.
           source: `[n, m]`.
-          cumulative_topics: `[n, K]` cumulative topic probabilities for `Source.TASTE`.
+          cumulative_topics: `[n, K]` cumulative topic probabilities for `TASTE`.
         """
         rows = np.repeat(np.arange(len(source)), source.shape[1])
-        target, value = self.draw_targets(rng, moment, source.ravel(), rows, cumulative_topics)
-        return self.draw_target(rng, target, value, moment.bin[rows]).reshape(source.shape)
+        flat = source.ravel()
+        group, video = self.draw_groups(rng, moment, flat, rows, cumulative_topics)
+        bins = moment.bin[rows]
+        at = np.flatnonzero(flat == EXPLORATION)
+        video[at] = rng.random(len(at)) * self.platform.available[bins[at]]
+        at = np.flatnonzero(group >= 0)
+        video[at] = self.groups.draw(bins[at], group[at], rng.random(len(at)))
+        return video.reshape(source.shape)
 
-    def draw_targets(
+    def draw_groups(
         self,
         rng: np.random.Generator,
         moment: Moment,
@@ -112,66 +110,56 @@ class Candidates:
         rows: np.ndarray,
         cumulative_topics: np.ndarray,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Targets `[e]` and their values (topic, uploader or video) of sources `[e]` of the users `rows` `[e]`."""
-        platform = self.platform
-        target = np.full(len(source), Target.ANY)
-        value = np.zeros(len(source), np.int64)
-        at = np.flatnonzero(source == Source.TASTE)
-        target[at], value[at] = Target.TOPIC, draw_rows(rng, cumulative_topics[rows[at]])
-        at = np.flatnonzero(source == Source.UPLOADER)
-        place = np.searchsorted(np.cumsum(FAVOURITE_SHARES)[:-1], rng.random(len(at)), side="right")
-        target[at], value[at] = Target.UPLOADER, platform.favourites[moment.user[rows[at]], place]
-        at = np.flatnonzero(source == Source.SERIES)
-        target[at], value[at] = Target.VIDEO, draw_episode(rng, moment.followed[rows[at]])
-        at = np.flatnonzero(source == Source.RELATED)
-        seed = moment.seed[rows[at]]
-        by_topic = rng.random(len(at)) < RELATED_BY_TOPIC
-        target[at] = np.where(by_topic, Target.TOPIC, Target.UPLOADER)
-        value[at] = np.where(by_topic, platform.topic[seed], platform.uploader[seed])
-        target[source == Source.EXPLORATION] = Target.UNIFORM
-        return target, value
+        """What sources `[e]` of the users `rows` `[e]` narrow the choice to.
 
-    def draw_target(
-        self, rng: np.random.Generator, target: np.ndarray, value: np.ndarray, bins: np.ndarray
-    ) -> np.ndarray:
-        """One video for each target (topic, uploader, video, any)."""
-        r = rng.random(len(target))
-        video = value.copy()
-        at = np.flatnonzero(target == Target.TOPIC)
-        video[at] = self.by_topic.draw(bins[at], value[at], r[at])
-        at = np.flatnonzero(target == Target.UPLOADER)
-        video[at] = self.by_uploader.draw(bins[at], value[at], r[at])
-        at = np.flatnonzero(target == Target.ANY)
-        video[at] = self.by_uploader.draw_any(bins[at], r[at])
-        at = np.flatnonzero(target == Target.UNIFORM)
-        video[at] = (r[at] * self.platform.available[bins[at]]).astype(np.int64)
-        return video
+        Returns:
+          the group to draw from, -1 where there is none, and the video, where a source names one (else -1).
+        """
+        platform = self.platform
+        K = platform.config.topics
+        group = np.where(source == POPULAR, self.everything, -1)
+        video = np.full(len(source), -1)
+        at = np.flatnonzero(source == TASTE)
+        group[at] = draw_rows(rng, cumulative_topics[rows[at]])
+        at = np.flatnonzero(source == UPLOADER)
+        place = np.searchsorted(_CUMULATIVE_FAVOURITES, rng.random(len(at)), side="right")
+        group[at] = K + platform.favourites[moment.user[rows[at]], place]
+        at = np.flatnonzero(source == SERIES)
+        if len(at):
+            video[at] = draw_episode(rng, moment.followed[rows[at]])
+        at = np.flatnonzero(source == RELATED)
+        if len(at):
+            seed = moment.seed[rows[at]]
+            by_topic = rng.random(len(at)) < RELATED_BY_TOPIC
+            group[at] = np.where(by_topic, platform.topic[seed], K + platform.uploader[seed])
+        return group, video
 
     def probabilities(self, moment: Moment, page: int, topics: np.ndarray) -> np.ndarray:
-        """`[n, V]` probability of one draw on a page; `topics` are the `[n, K]` probabilities of `Source.TASTE`."""
+        """`[n, V]` probability of one draw on a page; `topics` are the `[n, K]` probabilities of `TASTE`."""
         platform = self.platform
         n = len(moment)
         rows = np.arange(n)
         mix = self.mixes[page, (moment.followed >= 0).any(1).astype(int)]
-        topic_coefficient = mix[:, Source.TASTE, None] * topics / self.by_topic.mass[moment.bin]
+        mass = self.groups.mass[moment.bin]
+        topic_mass, uploader_mass = mass[:, : platform.config.topics], mass[:, platform.config.topics :]
+        topic_coefficient = mix[:, TASTE, None] * topics / topic_mass
         uploader_coefficient = np.zeros((n, platform.config.uploaders))
-        uploader_mass = self.by_uploader.mass[moment.bin]
         for j, share in enumerate(FAVOURITE_SHARES):
             favourite = platform.favourites[moment.user, j]
-            uploader_coefficient[rows, favourite] += mix[:, Source.UPLOADER] * share / uploader_mass[rows, favourite]
-        if MIXES[page][Source.RELATED]:
+            uploader_coefficient[rows, favourite] += mix[:, UPLOADER] * share / uploader_mass[rows, favourite]
+        if MIXES[page][RELATED]:
             topic, uploader = platform.topic[moment.seed], platform.uploader[moment.seed]
-            related = mix[:, Source.RELATED]
-            topic_coefficient[rows, topic] += related * RELATED_BY_TOPIC / self.by_topic.mass[moment.bin, topic]
+            related = mix[:, RELATED]
+            topic_coefficient[rows, topic] += related * RELATED_BY_TOPIC / topic_mass[rows, topic]
             uploader_coefficient[rows, uploader] += related * (1 - RELATED_BY_TOPIC) / uploader_mass[rows, uploader]
         q = topic_coefficient @ platform.topic_share
         q += uploader_coefficient[:, platform.uploader]
-        q += mix[:, Source.POPULAR, None]
+        q += mix[:, POPULAR, None]
         q *= platform.popularity[moment.bin]
         available = platform.available[moment.bin]
         everything = np.arange(len(platform.topic)) < available[:, None]
-        q += everything * (mix[:, Source.EXPLORATION] / available)[:, None]
-        return q + mix[:, Source.SERIES, None] * episode_probabilities(moment.followed, q.shape[1])
+        q += everything * (mix[:, EXPLORATION] / available)[:, None]
+        return q + mix[:, SERIES, None] * episode_probabilities(moment.followed, q.shape[1])
 
 
 def draw_episode(rng: np.random.Generator, followed: np.ndarray) -> np.ndarray:
@@ -198,31 +186,32 @@ class GroupedDraws:
     Args:
       group: `[E]` ascending group of each entry.
       video: `[E]` video of each entry.
-      weight: `[bins, E]`; each row sums to 1.
-      groups: number of groups.
+      weight: `[bins, E]`.
+      groups: number of groups; one more group spans all entries of the groups from `spanned` on.
     """
 
-    def __init__(self, group: np.ndarray, video: np.ndarray, weight: np.ndarray, groups: int) -> None:
+    def __init__(self, group: np.ndarray, video: np.ndarray, weight: np.ndarray, groups: int, spanned: int) -> None:
         self._video = video
         self._entries = len(video)
-        self._edges = np.searchsorted(group, np.arange(groups + 1))
+        edges = np.searchsorted(group, np.arange(groups + 1))
+        self._first = np.append(edges[:-1], edges[spanned])
+        self._end = np.append(edges[1:], edges[groups])
         cumulative = np.cumsum(weight, axis=1)
-        cumulative /= cumulative[:, -1:]
+        total = cumulative[:, -1:].copy()
+        cumulative /= total
         padded = np.concatenate([np.zeros((len(weight), 1)), cumulative], axis=1)
-        self._bounds = padded[:, self._edges]  # [bins, groups + 1]
+        self._low, self._width = padded[:, self._first], padded[:, self._end] - padded[:, self._first]
         # row b occupies [b, b + 1), so that one search serves draws from all bins
-        self._flat = (cumulative + np.arange(len(weight))[:, None]).ravel()
-        self.mass = np.diff(self._bounds, axis=1)  # [bins, groups]
+        cumulative += np.arange(len(weight))[:, None]
+        self._flat = cumulative.ravel()
+        self.mass = (self._width * total)[:, :groups]  # [bins, groups] sum of the weights
 
     def draw(self, bins: np.ndarray, group: np.ndarray, r: np.ndarray) -> np.ndarray:
-        """A video of the group, in proportion to the weights of the bin; `r` uniform in [0, 1)."""
-        low, high = self._bounds[bins, group], self._bounds[bins, group + 1]
-        entry = self._search(bins, low + r * (high - low))
-        return self._video[np.clip(entry, self._edges[group], self._edges[group + 1] - 1)]
-
-    def draw_any(self, bins: np.ndarray, r: np.ndarray) -> np.ndarray:
-        """A video of any group."""
-        return self._video[np.clip(self._search(bins, r), 0, self._entries - 1)]
-
-    def _search(self, bins: np.ndarray, x: np.ndarray) -> np.ndarray:
-        return np.searchsorted(self._flat, bins + x, side="right") - bins * self._entries
+        """A video of each group, in proportion to the weights of the bin; `r` uniform in [0, 1)."""
+        key = bins + self._low[bins, group] + r * self._width[bins, group]
+        order = np.argsort(key)  # searching in ascending order walks the table instead of jumping through it
+        entry = np.empty(len(key), np.int64)
+        entry[order] = np.searchsorted(self._flat, key[order], side="right")
+        entry -= bins * self._entries
+        # rounding may leave the group by one entry
+        return self._video[np.minimum(np.maximum(entry, self._first[group]), self._end[group] - 1)]

@@ -34,7 +34,7 @@ LANGUAGE_BY_REGION = np.array(
 )
 VIDEO_LANGUAGE_SHARES = np.array([0.6, 0.1, 0.12, 0.1, 0.08])
 FAVOURITES = 3  # favourite uploaders of a user
-HEAVY_FACTOR = 12.0
+HEAVY_FACTOR = 20.0  # steps of a very heavy user, as a multiple of the median user's
 OUT_OF_ORDER = 0.15  # popularity of an episode after the first among people who do not follow its series
 
 
@@ -269,8 +269,9 @@ def _draw_users(
     explained += ((age - 37) / 14)[:, None] * rng.standard_normal(K)
     own = 1.3 * config.long_term_taste * rng.standard_normal((U, K))
     taste = 0.4 * config.demographics * explained + own
-    activity = np.exp(rng.normal(0, 0.8, U))
-    activity[rng.random(U) < 0.01 * config.heavy_users] *= HEAVY_FACTOR
+    activity = np.minimum(np.exp(rng.normal(0, 0.8, U)), 8.0)
+    heavy = rng.random(U) < 0.01 * config.heavy_users
+    activity[heavy] = HEAVY_FACTOR * np.exp(rng.normal(0, 0.2, heavy.sum()))
     return {
         "taste": taste,
         "favourites": _draw_favourites(rng, softmax(topic_base + taste), language, uploaders),

@@ -19,7 +19,7 @@ from pipeline.sources.simulator_behaviour import (
     mean_watched_share,
     topic_probabilities,
 )
-from pipeline.sources.simulator_candidates import Candidates, Target
+from pipeline.sources.simulator_candidates import Candidates
 from pipeline.sources.simulator_platform import (
     DEVICE_SHARES,
     HOUR_US,
@@ -204,53 +204,52 @@ class _Simulation:
         rng = self.rng
         searching = np.flatnonzero(mode == SEARCH)
         topics = np.cumsum(topic_probabilities(self.platform, moment, mode), 1)
-        target, value = np.full(len(mode), -1), np.full(len(mode), -1)
+        group, video = np.full(len(mode), -1), np.full(len(mode), -1)
         if len(searching):
             asked = moment[searching]
             source = self.candidates.draw_sources(rng, asked, mode[searching], 1)[:, 0]
-            target[searching], value[searching] = self.candidates.draw_targets(
+            group[searching], video[searching] = self.candidates.draw_groups(
                 rng, asked, source, np.arange(len(asked)), topics[searching]
             )
-        video = self._accepted(moment, mode, topics, target, value)
+            self._record_searches(asked, group[searching], video[searching], step[searching])
+        video = self._accepted(moment, mode, topics, group, video)
         watched = np.ones(len(mode), bool)
         delay_us = np.zeros(len(mode), np.int64)
         if len(searching):
             watched[searching] = rng.random(len(searching)) >= SEARCH_ABANDONED
             delay_us[searching] = (rng.uniform(4, 40, len(searching)) * SECOND_US).astype(np.int64)
-            self._record_searches(moment[searching], target[searching], value[searching], step[searching])
         self.clock_us[moment.user] = moment.time_us + delay_us
         rows = np.flatnonzero(watched)
         return moment, mode, step, rows, video[rows], delay_us[rows], np.full(len(rows), -1)
 
     def _accepted(
-        self, moment: Moment, mode: np.ndarray, topics: np.ndarray, target: np.ndarray, value: np.ndarray
+        self, moment: Moment, mode: np.ndarray, topics: np.ndarray, group: np.ndarray, video: np.ndarray
     ) -> np.ndarray:
         """Proposes videos until one is accepted, which draws from proposal × acceptance exactly.
 
-        Users who search propose what they asked for, the others draw a source anew for every proposal.
+        Users who search propose from the group they asked for, or are given the episode they asked for; the others
+        draw a source anew for every proposal.
         """
-        rng = self.rng
-        video = np.where(target == Target.VIDEO, value, -1)
+        rng, candidates = self.rng, self.candidates
+        video = video.copy()
         left = np.flatnonzero(video < 0)
         m = 4
         while len(left):
-            part = moment[left]
+            part, asked = moment[left], group[left]
             proposed = np.empty((len(left), m), np.int64)
-            asked = target[left] >= 0
-            rows = np.flatnonzero(asked)
-            proposed[rows] = self.candidates.draw_target(
-                rng,
-                np.repeat(target[left[rows]], m),
-                np.repeat(value[left[rows]], m),
-                np.repeat(part.bin[rows], m),
-            ).reshape(-1, m)
-            rows = np.flatnonzero(~asked)
+            rows = np.flatnonzero(asked >= 0)
+            shape = (len(rows), m)
+            proposed[rows] = candidates.groups.draw(
+                np.broadcast_to(part.bin[rows, None], shape).ravel(),
+                np.broadcast_to(asked[rows, None], shape).ravel(),
+                rng.random(len(rows) * m),
+            ).reshape(shape)
+            rows = np.flatnonzero(asked < 0)
             free = part[rows]
-            source = self.candidates.draw_sources(rng, free, mode[left[rows]], m)
-            proposed[rows] = self.candidates.draw(rng, free, source, topics[left[rows]])
-            pairs = Pairs(
-                self.platform, part, mode[left], proposed, NOTHING, self._remembered(self.watched, part, proposed)
-            )
+            source = candidates.draw_sources(rng, free, mode[left[rows]], m)
+            proposed[rows] = candidates.draw(rng, free, source, topics[left[rows]])
+            watched = self._has_watched(part, proposed)
+            pairs = Pairs(self.platform, part, mode[left], proposed, NOTHING, watched)
             accepted = rng.random(proposed.shape) < pairs.acceptance()
             done = accepted.any(1)
             chosen = proposed[np.arange(len(left)), accepted.argmax(1)]
@@ -259,16 +258,24 @@ class _Simulation:
             m = min(8 * m, 256)
         return video
 
-    def _remembered(self, memory: np.ndarray, moment: Moment, videos: np.ndarray) -> np.ndarray:
-        return (memory[moment.user][:, None, :] == videos[:, :, None]).any(-1)
+    def _has_watched(self, moment: Moment, videos: np.ndarray) -> np.ndarray:
+        if not self.platform.config.rewatch:
+            return NOTHING
+        return (self.watched[moment.user][:, None, :] == videos.astype(np.int32)[:, :, None]).any(-1)
 
-    def _record_searches(self, moment: Moment, target: np.ndarray, value: np.ndarray, step: np.ndarray) -> None:
-        variant = self.rng.integers(0, QUERIES_PER_TOPIC, len(target))
+    def _times_ignored(self, moment: Moment, videos: np.ndarray) -> np.ndarray:
+        if not self.platform.config.churn:
+            return NOTHING
+        return (self.ignored[moment.user][:, None, :] == videos.astype(np.int32)[:, :, None]).sum(-1, dtype=np.int8)
+
+    def _record_searches(self, moment: Moment, group: np.ndarray, video: np.ndarray, step: np.ndarray) -> None:
+        variant = self.rng.integers(0, QUERIES_PER_TOPIC, len(group))
         self.searches.add(
-            user=moment.user, time_us=moment.time_us, target=target, value=value, variant=variant, step=step
+            user=moment.user, time_us=moment.time_us, group=group, video=video, variant=variant, step=step
         )
-        sets = (target == Target.TOPIC) & (self.rng.random(len(target)) < SEARCH_SETS_FOCUS)
-        self.focus[moment.user[sets]] = value[sets]
+        topic = (group >= 0) & (group < self.platform.config.topics)
+        sets = topic & (self.rng.random(len(group)) < SEARCH_SETS_FOCUS)
+        self.focus[moment.user[sets]] = group[sets]
 
     # Pages of recommendations
 
@@ -281,8 +288,8 @@ class _Simulation:
         kept = np.ones(videos.shape, bool)
         for j in range(1, slots):
             kept[:, j] = ~(videos[:, :j] == videos[:, j, None]).any(1)
-        ignored = (self.ignored[moment.user][:, None, :] == videos[:, :, None]).sum(-1)
-        pairs = Pairs(platform, moment, mode, videos, ignored, self._remembered(self.watched, moment, videos))
+        ignored, watched = self._times_ignored(moment, videos), self._has_watched(moment, videos)
+        pairs = Pairs(platform, moment, mode, videos, ignored, watched)
         probability = pairs.appeal() * self.examination
         clicked = kept & (rng.random(videos.shape) < probability)
         rows, places = np.nonzero(kept)
@@ -388,7 +395,7 @@ IMPRESSION_COLUMNS: dict[str, type] = {
     "bin": np.int32, "click_probability": np.float64, "expected_watch_time_s": np.float64, "step": np.int64,
 }  # fmt: skip
 SEARCH_COLUMNS: dict[str, type] = {
-    "user": np.int32, "time_us": np.int64, "target": np.int8, "value": np.int32, "variant": np.int8, "step": np.int64,
+    "user": np.int32, "time_us": np.int64, "group": np.int32, "video": np.int32, "variant": np.int8, "step": np.int64,
 }  # fmt: skip
 
 

@@ -5,7 +5,7 @@ import pyarrow as pa
 
 from features.tables import IMPRESSIONS, SEARCHES, TIMESTAMP, USERS, VIDEOS, WATCHES
 from pipeline.sources.simulator_behaviour import examination
-from pipeline.sources.simulator_candidates import SOURCE_NAMES, Source, Target
+from pipeline.sources.simulator_candidates import POPULAR, SOURCE_NAMES
 from pipeline.sources.simulator_names import (
     series_names,
     topic_names,
@@ -44,7 +44,7 @@ def _times(values: np.ndarray) -> pa.Array:
 
 
 def _by_time(columns: dict[str, np.ndarray]) -> np.ndarray:
-    return np.lexsort((columns["user"], columns["time_us"]))
+    return np.argsort(columns["time_us"], kind="stable")
 
 
 def canonical_tables(platform: Platform, logs: SessionLogs) -> tuple[dict[str, pa.Table], Truth]:
@@ -127,12 +127,12 @@ def _nominations(platform: Platform, shown: dict[str, np.ndarray]) -> tuple[pa.A
     popularity = platform.popularity
     log_popularity = np.log(popularity[shown["bin"], shown["video"]])
     threshold = np.quantile(popularity, ALSO_POPULAR, axis=1)
-    also = (popularity[shown["bin"], shown["video"]] >= threshold[shown["bin"]]) & (shown["source"] != Source.POPULAR)
+    also = (popularity[shown["bin"], shown["video"]] >= threshold[shown["bin"]]) & (shown["source"] != POPULAR)
     liking = np.log(platform.long_term[shown["user"], platform.topic[shown["video"]]])
-    score = np.where(shown["source"] == Source.POPULAR, log_popularity, log_popularity + liking)
+    score = np.where(shown["source"] == POPULAR, log_popularity, log_popularity + liking)
     first = np.cumsum(1 + also) - 1 - also
     offsets = pa.array(np.append(first, len(also) + also.sum()).astype(np.int32))
-    sources = np.full(len(also) + also.sum(), int(Source.POPULAR))
+    sources = np.full(len(also) + also.sum(), POPULAR)
     sources[first] = shown["source"]
     scores = np.empty(len(sources))
     scores[first] = score
@@ -154,14 +154,9 @@ def _searches(platform: Platform, ids: Ids, searches: dict[str, np.ndarray]) -> 
         f"{shows[s].lower()} episode {e}" if s >= 0 else ""
         for s, e in zip(platform.series.tolist(), platform.episode.tolist(), strict=True)
     ]
-    begin = {
-        Target.TOPIC: 0,
-        Target.UPLOADER: len(by_topic),
-        Target.VIDEO: len(by_topic) + len(by_uploader),
-    }
-    row = np.where(s["target"] == Target.TOPIC, s["value"] * variants + s["variant"], s["value"])
-    for target, offset in begin.items():
-        row = row + np.where(s["target"] == target, offset, 0)
+    K = config.topics
+    row = np.where(s["group"] < K, s["group"] * variants + s["variant"], s["group"] - K + len(by_topic))
+    row = np.where(s["video"] >= 0, s["video"] + len(by_topic) + len(by_uploader), row)
     columns = {
         "user_id": ids.users.take(pa.array(s["user"])),
         "timestamp": _times(s["time_us"]),
@@ -235,9 +230,9 @@ def _truth(platform: Platform, logs: SessionLogs, shown_order: np.ndarray, impre
     renumbered = np.empty(len(by_user), np.int64)
     renumbered[by_user] = np.arange(len(by_user))
     steps = {name: column[by_user] for name, column in logs.steps.items()}
-    for name in ("target", "value"):
-        steps[name] = np.full(len(by_user), -1, np.int32)
-        steps[name][renumbered[logs.searches["step"]]] = logs.searches[name]
+    for name in ("group", "video"):
+        steps[f"asked_{name}"] = np.full(len(by_user), -1, np.int32)
+        steps[f"asked_{name}"][renumbered[logs.searches["step"]]] = logs.searches[name]
     watch_step = renumbered[logs.watches["step"]]
     watch_order = np.lexsort((logs.watches["time_us"], watch_step))
     watches = {

@@ -15,9 +15,10 @@ from features.errors import ArtifactError, DataError
 from pipeline.sources.simulator_behaviour import MEMORY, Moment, Pairs, examination, topic_probabilities
 from pipeline.sources.simulator_candidates import (
     FAVOURITE_SHARES,
+    SERIES,
+    TASTE,
+    UPLOADER,
     Candidates,
-    Source,
-    Target,
     episode_probabilities,
 )
 from pipeline.sources.simulator_config import SimulatorConfig
@@ -193,23 +194,22 @@ class Truth:
         platform, moment = self.platform, pairs.moment
         rows = np.arange(len(moment))
         mix = self._candidates.mixes[SEARCH, (moment.followed >= 0).any(1).astype(int)]
-        topic_weight = mix[:, Source.TASTE, None] * topic_probabilities(platform, moment, pairs.page)
+        topic_weight = mix[:, TASTE, None] * topic_probabilities(platform, moment, pairs.page)
         uploader_weight = np.zeros((len(moment), platform.config.uploaders))
         for j, share in enumerate(FAVOURITE_SHARES):
-            uploader_weight[rows, platform.favourites[moment.user, j]] += mix[:, Source.UPLOADER] * share
-        episodes = mix[:, Source.SERIES, None] * episode_probabilities(moment.followed, len(platform.topic))
+            uploader_weight[rows, platform.favourites[moment.user, j]] += mix[:, UPLOADER] * share
+        episodes = mix[:, SERIES, None] * episode_probabilities(moment.followed, len(platform.topic))
         if given == Given.QUERY:
-            target, value = self.steps["target"][steps], self.steps["value"][steps]
-            topic_weight, uploader_weight, episodes = (
-                np.zeros_like(w) for w in (topic_weight, uploader_weight, episodes)
-            )
-            for kind, weights in (
-                (Target.TOPIC, topic_weight),
-                (Target.UPLOADER, uploader_weight),
-                (Target.VIDEO, episodes),
-            ):
-                at = np.flatnonzero(target == kind)
-                weights[at, value[at]] = 1.0
+            for weights in (topic_weight, uploader_weight, episodes):
+                weights[:] = 0.0
+            group, video = self.steps["asked_group"][steps], self.steps["asked_video"][steps]
+            K = platform.config.topics
+            at = np.flatnonzero((group >= 0) & (group < K))
+            topic_weight[at, group[at]] = 1.0
+            at = np.flatnonzero(group >= K)
+            uploader_weight[at, group[at] - K] = 1.0
+            at = np.flatnonzero(video >= 0)
+            episodes[at, video[at]] = 1.0
         accepted = platform.popularity[moment.bin] * pairs.acceptance()
         topic_weight /= accepted @ platform.topic_share.T
         by_uploader = np.argsort(platform.uploader, kind="stable")

@@ -18,7 +18,7 @@ Times are float64 seconds since the epoch, NaN where only the order is known. Ev
 are not sent, nor the watch time of a watch that had not ended.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -136,23 +136,45 @@ def _histories(
 
 def _in_order(events: pa.Table) -> pa.Table:
     """Oldest first: order-only events by their order, then timed ones by time and order; a row told twice once."""
-    order = np.arange(len(events))
-    if "order" in events.column_names:
-        order = np.array([row if o is None else o for row, o in enumerate(events["order"].to_pylist())], np.int64)
-    events = events.take(np.lexsort((order, _times(events))))
-    keep, seen = [], set()
-    told_by = [column for column in ("user_id", "video_id", "timestamp") if column in events.column_names]
-    for row, (user, *event) in enumerate(zip(*(events[column].to_pylist() for column in told_by), strict=True)):
-        told = (user, *event)
-        if len(event) < 2 or event[-1] is None or told not in seen:
-            keep.append(row)
-        seen.add(told)
-    return events.take(keep)
+    time_us = _times(events)
+    has_order = "order" in events.column_names
+    order = events["order"].fill_null(0).to_numpy() if has_order else np.zeros(len(events), np.int64)
+    by_time = np.lexsort((order, time_us))
+    events = events.take(by_time)
+    if "video_id" not in events.column_names:
+        return events
+    moments: list[Hashable] = [
+        time if time != _ORDER_ONLY else ("order", rank) if has_order else None
+        for time, rank in zip(time_us[by_time].tolist(), order[by_time].tolist(), strict=True)
+    ]
+    return events.take(np.flatnonzero(~_told_again(events, moments)))
+
+
+def _told_again(events: pa.Table, moments: Sequence[Hashable]) -> np.ndarray:
+    """bool `[rows]`: the same `impression_id` of a user as an earlier row or, where one of two rows has none, the same
+    user, video and moment."""
+    users, videos = events["user_id"].to_pylist(), events["video_id"].to_pylist()
+    impressions = [None] * len(events)
+    if "impression_id" in events.column_names:
+        impressions = events["impression_id"].to_pylist()
+    rows = list(zip(users, videos, impressions, moments, strict=True))
+    seen: set[tuple] = {(user, video, moment) for user, video, impression, moment in rows if impression is not None}
+    again = np.zeros(len(rows), bool)
+    for row, (user, video, impression, moment) in enumerate(rows):
+        if impression is None and moment is None:
+            continue
+        key = (user, video, moment) if impression is None else (user, impression)
+        again[row] = key in seen
+        seen.add(key)
+    return again
 
 
 def _times(events: pa.Table) -> np.ndarray:
     """int64 microseconds; the least number where only the order is known."""
-    return events["timestamp"].cast(pa.int64()).fill_null(_ORDER_ONLY).to_numpy()
+    times = events["timestamp"].cast(pa.timestamp("us", tz="UTC")).cast(pa.int64())
+    if "time_known" in events.column_names:
+        times = pc.if_else(events["time_known"].fill_null(True), times, None)
+    return times.fill_null(_ORDER_ONLY).to_numpy()
 
 
 def _history_values(

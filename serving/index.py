@@ -115,9 +115,23 @@ class ScannSearcher(tf.Module):
         rows, scores = search(-1)
         if not self.num_leaves:
             return rows, scores
-        # The leaves searched may hold fewer videos than asked for: only then all leaves are searched.
-        fewest = tf.reduce_min(tf.reduce_sum(tf.cast(rows >= 0, tf.int32), axis=1))
-        return tf.cond(fewest < count, lambda: search(self.num_leaves), lambda: (rows, scores))
+        # The leaves searched may hold fewer videos than asked for: for such queries all leaves are searched.
+        short = tf.reduce_sum(tf.cast(rows >= 0, tf.int32), axis=1) < count
+
+        def complete() -> tuple[tf.Tensor, tf.Tensor]:
+            all_rows, all_scores = search(self.num_leaves)
+            # Wherever not short, `rows` has `count` columns already; elsewhere its values are not read.
+            return (
+                tf.where(short[:, None], all_rows, _widen(rows, count, -1)),
+                tf.where(short[:, None], all_scores, _widen(scores, count, NO_SCORE)),
+            )
+
+        return tf.cond(tf.reduce_any(short), complete, lambda: (rows, scores))
+
+
+def _widen(values: tf.Tensor, width: tf.Tensor, padding: float) -> tf.Tensor:
+    """`[B, n]` with columns of padding added up to `width`."""
+    return tf.pad(values, [[0, 0], [0, tf.maximum(width - tf.shape(values)[1], 0)]], constant_values=padding)
 
 
 class Index(tf.Module):
@@ -173,9 +187,7 @@ class Index(tf.Module):
         # The k best that are not excluded are among the k + |excluded| best.
         excluded_count = tf.reduce_max(tf.reduce_sum(tf.cast(excluded_rows >= 0, tf.int32), axis=1))
         rows, scores = self.searcher.search(query, k + tf.maximum(excluded_count, 0))
-        missing = tf.maximum(k - tf.shape(rows)[1], 0)
-        rows = tf.pad(rows, [[0, 0], [0, missing]], constant_values=-1)
-        scores = tf.pad(scores, [[0, 0], [0, missing]], constant_values=NO_SCORE)
+        rows, scores = _widen(rows, k, -1), _widen(scores, k, NO_SCORE)
         removed = tf.reduce_any(rows[:, :, None] == excluded_rows[:, None, :], axis=2) | (rows < 0)
         scores = tf.where(removed, tf.constant(NO_SCORE, tf.float32), scores)
         # top_k takes the first of equal scores first, so the order found is kept.

@@ -26,7 +26,7 @@ def signature(function: Callable[[Tensors], Tensors], inputs: Mapping[str, tf.Te
     """Traces `function` of a dict into a function with one named, typed argument per entry of `inputs`."""
     named = {name: tf.TensorSpec(spec.shape, spec.dtype, name=name) for name, spec in inputs.items()}
 
-    @tf.function
+    @tf.function(autograph=False)
     def call(**raw: tf.Tensor) -> Tensors:
         return function(raw)
 

@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 from features.errors import ExportError
-from serving.index import Index, IndexConfig
+from serving.index import Index, IndexConfig, ScannSearcher
 from serving.index_recall import RecallConfig, SliceRecall, check_recall, popularity_slices, recall_by_slice
 
 CONFIG = IndexConfig()
@@ -102,6 +102,25 @@ def test_tree_index_fills_all_columns_when_the_leaves_searched_hold_too_few():
     assert all(row[0] for row in strings(one_leaf))
 
 
+def test_only_queries_whose_leaves_hold_too_few_search_all_leaves(monkeypatch):
+    config = IndexConfig(exact_below=0, tree_from=1, num_leaves=10, leaves_to_search=2)
+    searcher = ScannSearcher(vectors(300), config)
+    nan = np.nan
+    answers = {
+        -1: ([[5, 6, 7], [8, 0, 0]], [[9.0, 8.0, 7.0], [6.0, nan, nan]]),  # the second found one, filled with row 0
+        10: ([[1, 2, 3], [8, 4, 9]], [[9.9, 9.8, 9.7], [6.0, 5.0, 4.0]]),
+    }
+
+    def search(handle, query, count, reordered, leaves, parallel):
+        rows, scores = answers[leaves]
+        return tf.constant(rows), tf.constant(scores, tf.float32)
+
+    monkeypatch.setattr("serving.index.scann_ops.scann_search_batched", search)
+    rows, scores = searcher.search(tf.zeros([2, 16]), tf.constant(3))
+    assert rows.numpy().tolist() == [[5, 6, 7], [8, 4, 9]]
+    assert scores.numpy().tolist() == [[9, 8, 7], [6, 5, 4]]
+
+
 def test_scores_of_a_hashing_index_are_exact_dot_products():
     X, Q = vectors(2000), vectors(2, seed=1)
     ids, scores = Index(X, names(2000), IndexConfig(exact_below=0)).search(tf.constant(Q), no_exclusions(2), 5)
@@ -174,6 +193,8 @@ def test_export_is_refused_below_the_floor_naming_the_slice():
         "tail": SliceRecall(900, 400, 0.5),
         "all": SliceRecall(930, 950, 0.92),
     }
-    with pytest.raises(ExportError, match=r"recall@100 of exact search is below the floor of 0.9 in tail 0.500 \(900 videos\)"):
+    with pytest.raises(
+        ExportError, match=r"recall@100 of exact search is below the floor of 0.9 in tail 0.500 \(900 videos\)"
+    ):
         check_recall(recalls, RecallConfig())
     check_recall(recalls, RecallConfig(floor=0.5))

@@ -20,7 +20,7 @@ from features.event_windows import ORDER_ONLY, Bags, Events
 from features.example_features import FeatureColumns, RequestRows, list_array
 from features.feature_lists import FeatureListConfig
 from features.hashing import combine, hash_strings
-from features.history import Derivation, Requests
+from features.history import Derivation, Requests, seconds_between
 from features.settings import Settings
 from features.shards import Shard
 from features.spec import Feature, FeatureSpec, Side
@@ -208,7 +208,6 @@ def candidate_examples(
     encoder: Encoder,
     lists: FeatureListConfig,
     config: CandidateExamplesConfig,
-    utc_offset_s: float,
 ) -> Iterator[tuple[Part, pa.Table]]:
     """The examples of a shard.
 
@@ -221,7 +220,6 @@ def candidate_examples(
       encoder: looks up ids.
       lists: lengths of the history windows.
       config: how labels were chosen.
-      utc_offset_s: local time, for the hour.
 
     Yields:
       A part and rows of its `candidate_schema`, some thousand at a time, in the shard's order.
@@ -229,8 +227,8 @@ def candidate_examples(
     watches = shard.events["watches"]
     users = len(shard.user_ids)
     history = {name: encoder.events(shard.events.get(name), users) for name in ("watches", "impressions", "searches")}
-    rows = RequestRows(watches.table, watches.user, watches.time_us, _example_ages(watches.time_us, totals, split))
-    columns = FeatureColumns(query_features(spec), encoder, shard.users, rows, utc_offset_s)
+    rows = RequestRows(watches.table, watches.user, watches.time_us, _example_ages(watches.time_us, labels, totals))
+    columns = FeatureColumns(query_features(spec), encoder, shard.users, rows, split.utc_offset_s)
     seen = _FirstWatches(history["watches"], watches.user, encoder.videos.rows["video"])
     user = watches.user[labels.row]
     for part in PARTS:
@@ -279,12 +277,13 @@ def _chunks(chosen: np.ndarray, history_lengths: np.ndarray) -> Iterator[np.ndar
         start = end
 
 
-def _example_ages(time_us: np.ndarray, totals: LabelTotals, split: Split) -> np.ndarray:
-    """float32 seconds t_max − t of every watch; 0 from the end of training on, as at serving."""
-    if totals.t_max_us is None:
-        return np.zeros(len(time_us), np.float32)
-    ages = np.where(time_us < split.validation_start_us, totals.t_max_us - np.maximum(time_us, 0), 0)
-    return (np.maximum(ages, 0) / 1e6).astype(np.float32)
+def _example_ages(time_us: np.ndarray, labels: CandidateLabels, totals: LabelTotals) -> np.ndarray:
+    """float32 seconds t_max − t of every training label's watch; 0 of all others, as at serving."""
+    ages = np.zeros(len(time_us), np.float32)
+    row = labels.row[labels.part == Part.TRAIN]
+    if len(row):
+        ages[row] = seconds_between(time_us[row], np.asarray(totals.t_max_us))
+    return ages
 
 
 def _weights(user: np.ndarray, of_part: np.ndarray, labels: int, users: int) -> np.ndarray:

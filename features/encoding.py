@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -138,9 +137,8 @@ def _array(column: pa.Array | pa.ChunkedArray) -> pa.Array:
     return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
 
 
-@lru_cache(maxsize=2)
 def load_encoder(features: Path) -> Encoder:
-    """The encoder of a run's published `features` folder; a worker process loads it once.
+    """The encoder of a run's published `features` folder.
 
     Args:
       features: holds `vocabularies/<space>.parquet` and `catalogue/catalogue.parquet`.

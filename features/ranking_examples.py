@@ -86,14 +86,14 @@ def _hash_column(table: pa.Table, name: str) -> np.ndarray:
     return hash_strings(table[name]) if name in table.column_names else np.zeros(len(table), np.uint64)
 
 
-def ranking_labels(shard: Shard, split: Split, utc_offset_s: float, config: RankingExamplesConfig) -> RankingLabels:
+def ranking_labels(shard: Shard, split: Split, config: RankingExamplesConfig) -> RankingLabels:
     """Chooses and labels the impressions of a shard.
 
     Left out, by reason: the time is not known; whether it was clicked is not known; it was clicked and its watch time
     is not known; it belongs to no part of the split.
     """
     rows = shard.events["impressions"]
-    group_id, snapshot_us = page_requests(rows, shard.user_ids, utc_offset_s)
+    group_id, snapshot_us = page_requests(rows, shard.user_ids, split.utc_offset_s)
     clicked = numbers(rows.table["clicked"])
     watch_time_s = impression_watch_times(shard)
     if config.missing_watch_time_s is not None:

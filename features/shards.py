@@ -272,3 +272,12 @@ def _align_users(users: pa.Table | None, user_ids: pa.Array) -> pa.Table | None:
     return users.take(pc.index_in(user_ids, users["user_id"].combine_chunks())).set_column(
         users.column_names.index("user_id"), "user_id", user_ids
     )
+
+
+def shard_columns(folder: Path) -> dict[str, list[str]]:
+    """Table name → its columns, of the tables published at `folder`."""
+    columns = {}
+    for name in read_manifest(folder)["rows"]:
+        with pa.memory_map(str(Path(folder) / name / "block-000000.arrow")) as source:
+            columns[name] = pa.ipc.open_file(source).schema.names
+    return columns

@@ -83,6 +83,7 @@ class Split:
       test_start_us: first test label.
       test_user_share, seed: the held-out users.
       refit: see `SplitConfig.refit`.
+      utc_offset_s: local time, seconds east of UTC.
     """
 
     validation_start_us: int
@@ -92,6 +93,7 @@ class Split:
     test_user_share: float
     seed: int
     refit: bool
+    utc_offset_s: float = 0.0
 
     @property
     def fit_end_us(self) -> int:
@@ -162,7 +164,14 @@ def resolve(config: SplitConfig, max_timestamp_us: int) -> Split:
             "set an earlier t0, more test_days or a shorter gap_hours"
         )
     return Split(
-        validation_start_us, labels_start_us, end_us, test_start_us, config.test_user_share, config.seed, config.refit
+        validation_start_us,
+        labels_start_us,
+        end_us,
+        test_start_us,
+        config.test_user_share,
+        config.seed,
+        config.refit,
+        config.utc_offset_s,
     )
 
 

@@ -1,0 +1,89 @@
+"""Reads example sets as columnar batches, without TensorFlow."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from features.artifacts import read_manifest
+from features.errors import ArtifactError
+from features.spec import FeatureSpec, read_specs
+from features.splits import Part, Split
+
+SPEC = "features.json"
+"""The file of an example set that holds its feature specification."""
+
+
+class ExampleSet:
+    """A published example set.
+
+    Args:
+      folder: published by `features.example_sets.build_examples`.
+
+    Raises:
+      ArtifactError: nothing is published there, or something else is.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = Path(folder)
+        self.manifest: Mapping[str, Any] = read_manifest(folder)
+        if self.manifest.get("kind") != "examples":
+            raise ArtifactError(f"{folder}: expected an example set, found {self.manifest.get('kind')!r}")
+        self.model: str = self.manifest["model"]
+        self.spec: FeatureSpec = read_specs(self.folder / SPEC)[self.model]
+        self.split = Split.from_json(self.manifest["split"])
+
+    def files(self, part: Part) -> list[Path]:
+        """The files of a part, one per shard, in the order of the shards."""
+        return sorted((self.folder / part.folder).glob("part-*.parquet"))
+
+    def num_examples(self, part: Part) -> int:
+        return int(self.manifest["counts"]["kept"][part.folder])
+
+    def schema(self, part: Part) -> pa.Schema:
+        return pq.read_schema(self.files(part)[0])
+
+    def read(self, part: Part, columns: Sequence[str] | None = None) -> pa.Table:
+        """A part whole, in the order of its files."""
+        return pa.concat_tables(
+            [pq.read_table(file, columns=None if columns is None else list(columns)) for file in self.files(part)]
+        )
+
+    def batches(
+        self,
+        files: Iterable[Path],
+        columns: Sequence[str] | None = None,
+        batch_rows: int = 1 << 14,
+        refit: bool = False,
+    ) -> Iterator[pa.RecordBatch]:
+        """The rows of files in their order, a batch at a time.
+
+        Args:
+          files: of `files(...)`; of several parts when training and validation are put together.
+          columns: to read; None for all.
+          batch_rows: rows of a batch at most.
+          refit: the files are trained on together: the example age of every row is counted from the latest training
+            or validation watch, and rows whose label is out of vocabulary are left out.
+        """
+        refits = refit and self.model == "candidate_generator"
+        wanted = None if columns is None else list(columns)
+        needed = None if wanted is None else list(dict.fromkeys([*wanted, *(_REFIT_COLUMNS if refits else ())]))
+        for file in files:
+            with pq.ParquetFile(file) as parquet:
+                for batch in parquet.iter_batches(batch_rows, columns=needed, use_threads=False):
+                    yield self._refit(batch, wanted) if refits else batch
+
+    def _refit(self, batch: pa.RecordBatch, columns: list[str] | None) -> pa.RecordBatch:
+        batch = batch.filter(pc.greater(batch["label"], 0))
+        if "example_age" in batch.schema.names:
+            times_us = batch["label_timestamp"].cast(pa.int64()).to_numpy()
+            ages = ((self.manifest["refit_t_max_us"] - times_us) / 1e6).astype(np.float32)
+            batch = batch.set_column(batch.schema.get_field_index("example_age"), "example_age", pa.array(ages))
+        return batch if columns is None else batch.select(columns)
+
+
+_REFIT_COLUMNS = ("label", "label_timestamp")

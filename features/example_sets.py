@@ -1,0 +1,303 @@
+"""Example sets: a Beam job from user shards to Parquet files of examples.
+
+`<set>/<train|validation|test>/part-*.parquet`, one file per shard and part, the specification of the features, and the
+manifest with the counts: read = kept + left out, by reason. Two runs over the same input write the same bytes.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import reduce
+from operator import add
+from pathlib import Path
+from typing import Any, ClassVar
+
+import apache_beam as beam
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from features.artifacts import publish, read_manifest
+from features.beam import make_pipeline, run
+from features.candidate_examples import (
+    CandidateExamplesConfig,
+    LabelTotals,
+    candidate_examples,
+    candidate_labels,
+    candidate_schema,
+    query_features,
+)
+from features.encoding import Encoder, load_encoder
+from features.errors import ArtifactError, DataError
+from features.example_reader import SPEC
+from features.feature_lists import DEFAULTS, FeatureListConfig, Model, source_columns
+from features.ranking_examples import RankingExamplesConfig, ranking_examples, ranking_labels, ranking_schema
+from features.shards import Shard, num_shards, read_shard, shard_columns
+from features.spec import FeatureSpec, write_specs
+from features.splits import PARTS, Part, Split
+
+ROW_GROUP_ROWS = 1 << 16
+"""Rows of a row group, what a reader holds at a time."""
+
+
+_CANDIDATE_DEFAULTS = CandidateExamplesConfig()
+_RANKING_DEFAULTS = RankingExamplesConfig()
+
+
+@dataclass(frozen=True)
+class ShardExamples:
+    """The examples of a shard: `batches` of a part and its rows, and reason → rows of the table that are none."""
+
+    batches: Iterator[tuple[Part, pa.Table]]
+    left_out: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class CandidateExamplesJob:
+    """The candidate-generation examples of a run.
+
+    Args:
+      spec: the candidate generator's features.
+      split: of the labels.
+      lists: lengths of the history windows.
+      config: which watches become examples.
+    """
+
+    spec: FeatureSpec
+    split: Split
+    lists: FeatureListConfig = DEFAULTS
+    config: CandidateExamplesConfig = _CANDIDATE_DEFAULTS
+
+    model: ClassVar[Model] = "candidate_generator"
+    event_table: ClassVar[str] = "watches"
+
+    def schema(self, part: Part, columns: Mapping[str, Iterable[str]]) -> pa.Schema:
+        return candidate_schema(self.spec, part)
+
+    def tables(self) -> set[str]:
+        return {"watches"} | {table for f in query_features(self.spec) for table, _ in source_columns(f, self.model)}
+
+    def totals(self, shard: Shard, encoder: Encoder) -> LabelTotals:
+        return LabelTotals.of(shard, candidate_labels(shard, self.split, encoder, self.config))
+
+    def examples(self, shard: Shard, encoder: Encoder, totals: LabelTotals) -> ShardExamples:
+        labels = candidate_labels(shard, self.split, encoder, self.config)
+        return ShardExamples(
+            candidate_examples(shard, labels, totals, self.split, self.spec, encoder, self.lists, self.config),
+            labels.left_out,
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        return _as_json(self)
+
+
+@dataclass(frozen=True)
+class RankingExamplesJob:
+    """The ranking examples of a run.
+
+    Args:
+      spec: the ranker's features.
+      split: of the labels.
+      lists: lengths of the history windows.
+      config: which impressions become examples.
+    """
+
+    spec: FeatureSpec
+    split: Split
+    lists: FeatureListConfig = DEFAULTS
+    config: RankingExamplesConfig = _RANKING_DEFAULTS
+
+    model: ClassVar[Model] = "ranker"
+    event_table: ClassVar[str] = "impressions"
+
+    def schema(self, part: Part, columns: Mapping[str, Iterable[str]]) -> pa.Schema:
+        return ranking_schema(self.spec, "impression_id" in columns["impressions"])
+
+    def tables(self) -> set[str]:
+        own = {table for f in self.spec.features for table, _ in source_columns(f, self.model)}
+        return {"impressions", "watches"} | own  # watches may hold the watch time of clicked impressions
+
+    def totals(self, shard: Shard, encoder: Encoder) -> LabelTotals:
+        return LabelTotals.zero()
+
+    def examples(self, shard: Shard, encoder: Encoder, totals: LabelTotals) -> ShardExamples:
+        labels = ranking_labels(shard, self.split, self.config)
+        chunks = ranking_examples(shard, labels, self.spec, encoder, self.lists, self.split.utc_offset_s)
+        batches = (
+            (part, rows.filter(pa.array(of_part == part)))
+            for of_part, rows in chunks
+            for part in PARTS
+            if (of_part == part).any()
+        )
+        return ShardExamples(batches, labels.left_out)
+
+    def as_json(self) -> dict[str, Any]:
+        return _as_json(self)
+
+
+def _as_json(job: CandidateExamplesJob | RankingExamplesJob) -> dict[str, Any]:
+    return {
+        "kind": "examples",
+        "model": job.model,
+        "split": job.split.as_json(),
+        "feature_lists": job.lists.model_dump(mode="json"),
+        "config": job.config.model_dump(mode="json"),
+    }
+
+
+def build_examples(
+    job: CandidateExamplesJob | RankingExamplesJob,
+    shards: Path,
+    features: Path,
+    output: Path,
+    beam_args: Sequence[str] = (),
+) -> Mapping[str, Any]:
+    """Publishes an example set and returns its manifest.
+
+    Args:
+      job: which examples.
+      shards: published by `features.shards.write_shards`.
+      features: the run's `features` folder with published `vocabularies` and `catalogue`.
+      output: the folder to publish, for example `runs/<id>/examples/ranking`.
+      beam_args: Beam pipeline options.
+
+    Raises:
+      ArtifactError: the shards do not hold the table that examples are made of.
+      DataError: no training example remains, or the counts do not add up.
+    """
+    columns = shard_columns(shards)
+    if job.event_table not in columns:
+        raise ArtifactError(f"{shards}: examples of the {job.model} need the table {job.event_table!r}, found none")
+    manifest = job.as_json()
+    with publish(output, manifest) as folder:
+        for part in PARTS:
+            (folder / part.folder).mkdir()
+        shard_numbers = range(num_shards(shards))
+        pipeline = make_pipeline(beam_args)
+        numbers = pipeline | "shards" >> beam.Create(list(shard_numbers)) | "spread shards" >> beam.Reshuffle()
+        totals = (
+            numbers
+            | "totals of a shard" >> beam.ParDo(_Totals(job, shards, features))
+            | "totals" >> beam.CombineGlobally(_sum_totals)
+        )
+        _ = numbers | "write examples" >> beam.ParDo(
+            _WriteExamples(job, shards, features, folder), beam.pvalue.AsSingleton(totals)
+        )
+        run(pipeline, f"{job.model} examples")
+        write_specs(folder / SPEC, {job.model: job.spec})
+        manifest.update(_gather(folder, shard_numbers))
+        _check_counts(output, manifest)
+    return read_manifest(output)
+
+
+def _sum_totals(totals: Iterable[LabelTotals]) -> LabelTotals:
+    return reduce(add, totals, LabelTotals.zero())
+
+
+class _OnShards(beam.DoFn):
+    """Reads shards and holds the encoder."""
+
+    def __init__(self, job: CandidateExamplesJob | RankingExamplesJob, shards: Path, features: Path) -> None:
+        self._job = job
+        self._shards = shards
+        self._features = features
+
+    def setup(self) -> None:
+        self._encoder = load_encoder(self._features)
+
+
+class _Totals(_OnShards):
+    """Shard number → its totals."""
+
+    def process(self, shard: int) -> Iterator[LabelTotals]:
+        if isinstance(self._job, CandidateExamplesJob):
+            yield self._job.totals(read_shard(self._shards, shard, {"watches"}), self._encoder)
+
+
+class _WriteExamples(_OnShards):
+    """Shard number → one Parquet file per part, and its counts."""
+
+    def __init__(
+        self, job: CandidateExamplesJob | RankingExamplesJob, shards: Path, features: Path, folder: Path
+    ) -> None:
+        super().__init__(job, shards, features)
+        self._folder = folder
+
+    def process(self, shard: int, totals: LabelTotals) -> None:
+        rows = read_shard(self._shards, shard, self._job.tables())
+        columns = shard_columns(self._shards)
+        events = rows.events[self._job.event_table]
+        examples = self._job.examples(rows, self._encoder, totals)
+        kept = dict.fromkeys(PARTS, 0)
+        with ExitStack() as files:
+            writers = {}
+            for part in PARTS:
+                path = self._folder / part.folder / f"part-{shard:05d}.parquet"
+                writers[part] = _RowGroups(
+                    files.enter_context(pq.ParquetWriter(path, self._job.schema(part, columns), compression="zstd"))
+                )
+            for part, batch in examples.batches:
+                writers[part].write(batch)
+                kept[part] += len(batch)
+            for writer in writers.values():
+                writer.flush()
+        counts = {
+            "read": len(events.table) + events.told_twice,
+            "kept": {part.folder: kept[part] for part in PARTS},
+            "left_out": dict(examples.left_out),
+            "totals": totals.as_json(),
+        }
+        _counts_file(self._folder, shard).write_text(json.dumps(counts))
+
+
+class _RowGroups:
+    """Writes row groups of `ROW_GROUP_ROWS` rows."""
+
+    def __init__(self, writer: pq.ParquetWriter) -> None:
+        self._writer = writer
+        self._waiting: list[pa.Table] = []
+        self._rows = 0
+
+    def write(self, rows: pa.Table) -> None:
+        self._waiting.append(rows)
+        self._rows += len(rows)
+        if self._rows >= ROW_GROUP_ROWS:
+            self.flush()
+
+    def flush(self) -> None:
+        if self._waiting:
+            self._writer.write_table(pa.concat_tables(self._waiting), row_group_size=2 * ROW_GROUP_ROWS)
+        self._waiting, self._rows = [], 0
+
+
+def _counts_file(folder: Path, shard: int) -> Path:
+    return folder / f"counts-{shard:05d}.json"
+
+
+def _gather(folder: Path, shards: Iterable[int]) -> dict[str, Any]:
+    """Adds up the shards' counts, whose files it removes."""
+    total: dict[str, Any] = {"read": 0, "kept": {part.folder: 0 for part in PARTS}, "left_out": {}}
+    for shard in shards:
+        counts = json.loads(_counts_file(folder, shard).read_text())
+        _counts_file(folder, shard).unlink()
+        total["read"] += counts["read"]
+        for kind in ("kept", "left_out"):
+            for name, count in counts[kind].items():
+                total[kind][name] = total[kind].get(name, 0) + count
+        totals = counts["totals"]
+    return {"counts": total, "t_max_us": totals["t_max_us"], "refit_t_max_us": totals["refit_t_max_us"]}
+
+
+def _check_counts(output: Path, manifest: Mapping[str, Any]) -> None:
+    counts = manifest["counts"]
+    told = sum(counts["kept"].values()) + sum(counts["left_out"].values())
+    if counts["read"] != told:
+        raise DataError(
+            f"{output}: {counts['read']} rows read but {told} kept or left out; this is a defect, report it"
+        )
+    if counts["kept"]["train"] == 0:
+        reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(counts["left_out"].items()))
+        raise DataError(
+            f"{output}: no training example among {counts['read']} rows ({reasons or 'the table is empty'}); "
+            "check the split's t0, test_days and validation_days against the log"
+        )

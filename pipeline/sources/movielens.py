@@ -107,6 +107,7 @@ def _fetch(config: MovieLensConfig) -> Path:
     """Downloads (or finds) and extracts the archive by tensorflow-datasets."""
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
+    from tensorflow_datasets.core.download.extractor import ExtractError
     from tensorflow_datasets.core.download.resource import get_dl_fname
 
     builder = tfds.builder_cls("movielens")
@@ -116,6 +117,7 @@ def _fetch(config: MovieLensConfig) -> Path:
     manual = downloads / "manual" / info.filename
     cached = [downloads / sub / get_dl_fname(url, info.checksum) for sub in ("movielens", ".")]
     by_hand = f"download {url} elsewhere and place it as {manual}, or name the file with source.archive"
+    present = manual.is_file() or any(path.is_file() for path in cached)
     if manual.is_file():
         found = file_sha256(manual)
         if not config.verify_checksum:
@@ -125,7 +127,7 @@ def _fetch(config: MovieLensConfig) -> Path:
         identity = found
     else:
         identity = info.checksum
-        if not any(path.is_file() for path in cached):
+        if not present:
             _require_reachable(url, config.connect_timeout_s, by_hand)
     manager = tfds.download.DownloadManager(
         download_dir=downloads,
@@ -134,6 +136,7 @@ def _fetch(config: MovieLensConfig) -> Path:
         url_infos={url: info},
         dataset_name="movielens",
     )
+    tfds.display_progress_bar(not present)
     try:
         return Path(manager.download_and_extract(url))
     except NonMatchingChecksumError as error:
@@ -142,9 +145,9 @@ def _fetch(config: MovieLensConfig) -> Path:
             f"{info.checksum[:16]}... of {info.size}); download it again, or set source.verify_checksum=false if it "
             f"was zipped anew on purpose"
         ) from error
-    except (OSError, tfds.download.DownloadError, zipfile.BadZipFile, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise DataError(f"{url}: the download or extraction failed ({reason}); try again, or {by_hand}") from error
+    except (OSError, tfds.download.DownloadError, ExtractError, zipfile.BadZipFile, ValueError) as error:
+        what = f"{manual}: cannot be extracted" if manual.is_file() else f"{url}: download or extraction failed"
+        raise DataError(f"{what} ({' '.join(str(error).split())[:200]}); try again, or {by_hand}") from error
 
 
 def _require_reachable(url: str, timeout_s: float, by_hand: str) -> None:

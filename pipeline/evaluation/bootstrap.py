@@ -21,9 +21,9 @@ _BLOCK_VALUES = 4_000_000  # draws held at once: 16 MB of counts
 class BootstrapConfig(Settings):
     """How often users are drawn, and the interval that is reported."""
 
-    resamples: int = Field(1000, ge=2, description="number of draws of all users")
-    confidence: float = Field(0.95, gt=0, lt=1, description="share of the resamples inside the interval")
-    seed: int = Field(0, ge=0, description="seed of the draws")
+    resamples: int = Field(default=1000, ge=2, description="number of draws of all users")
+    confidence: float = Field(default=0.95, gt=0, lt=1, description="share of the resamples inside the interval")
+    seed: int = Field(default=0, ge=0, description="seed of the draws")
 
 
 @dataclass(frozen=True)

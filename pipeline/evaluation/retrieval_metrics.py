@@ -14,7 +14,7 @@ metric is given twice: among all videos, and with the videos watched before remo
 was itself watched before cannot be recommended and is a miss.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -38,11 +38,11 @@ UNWATCHED = "unwatched"
 class RetrievalMetricsConfig(Settings):
     """The cut-offs reported and the memory used."""
 
-    map_at: tuple[int, ...] = Field((20,), description="k of MAP@k")
-    recall_at: tuple[int, ...] = Field((20, 100), description="k of recall@k")
-    ndcg_at: tuple[int, ...] = Field((20,), description="k of NDCG@k")
-    chunk_size: int = Field(512, ge=1, description="examples scored at once; memory is this times the videos")
-    bootstrap: BootstrapConfig = Field(default_factory=BootstrapConfig)
+    map_at: tuple[int, ...] = Field(default=(20,), description="k of MAP@k")
+    recall_at: tuple[int, ...] = Field(default=(20, 100), description="k of recall@k")
+    ndcg_at: tuple[int, ...] = Field(default=(20,), description="k of NDCG@k")
+    chunk_size: int = Field(default=512, ge=1, description="examples scored at once; memory is this times the videos")
+    bootstrap: BootstrapConfig = BootstrapConfig()
 
 
 @dataclass(frozen=True)
@@ -129,6 +129,11 @@ def rank_examples(scorer: Scorer, examples: RetrievalTargets, chunk_size: int = 
     for start in range(0, len(examples), chunk_size):
         rows = slice(start, min(start + chunk_size, len(examples)))
         parts.append(target_ranks(np.asarray(scorer(rows)), examples.take(np.arange(rows.start, rows.stop))))
+    return concatenate_ranks(parts)
+
+
+def concatenate_ranks(parts: Sequence[Ranks]) -> Ranks:
+    """Ranks of consecutive examples as one."""
     return Ranks(
         np.concatenate([part.among_all for part in parts]), np.concatenate([part.among_unwatched for part in parts])
     )
@@ -173,12 +178,22 @@ def metric_values(ranks: np.ndarray, config: RetrievalMetricsConfig) -> np.ndarr
 
 def evaluate_ranks(ranks: Ranks, users: np.ndarray, config: RetrievalMetricsConfig) -> list[Measurement]:
     """All metrics with bootstrap samples: among all videos, then the same names with " unwatched" added."""
+    names, values = _both(ranks, config)
+    return UserBootstrap(users, config.bootstrap).means_of_users(names, values)
+
+
+def mean_metrics(ranks: Ranks, users: np.ndarray, config: RetrievalMetricsConfig) -> dict[str, float]:
+    """The values of `evaluate_ranks` without its intervals, by name; for choosing hyper-parameters."""
+    names, values = _both(ranks, config)
+    _, user_of_row, rows = np.unique(users, return_inverse=True, return_counts=True)
+    weights = 1.0 / (rows[user_of_row] * len(rows))
+    return dict(zip(names, (weights @ values).tolist(), strict=True))
+
+
+def _both(ranks: Ranks, config: RetrievalMetricsConfig) -> tuple[list[str], np.ndarray]:
     names = metric_names(config)
-    values = np.concatenate(
-        [metric_values(ranks.among_all, config), metric_values(ranks.among_unwatched, config)], axis=1
-    )
-    bootstrap = UserBootstrap(users, config.bootstrap)
-    return bootstrap.means_of_users([*names, *(f"{name} {UNWATCHED}" for name in names)], values)
+    values = [metric_values(ranks.among_all, config), metric_values(ranks.among_unwatched, config)]
+    return [*names, *(f"{name} {UNWATCHED}" for name in names)], np.concatenate(values, axis=1)
 
 
 def evaluate_retrieval(

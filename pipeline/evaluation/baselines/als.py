@@ -18,12 +18,14 @@ from pipeline.evaluation.baselines.interactions import Histories, Interactions, 
 class AlsConfig(Settings):
     """The factorisations tried on validation."""
 
-    factors: tuple[int, ...] = Field((32, 64), description="dimensions")
-    regularisation: tuple[float, ...] = Field((1.0, 10.0), description="weight of the L2 penalty")
-    confidence: tuple[float, ...] = Field((4.0, 16.0), description="confidence of a watch; an unwatched video has 1")
-    iterations: int = Field(10, ge=1, description="sweeps over users and videos")
-    threads: int = Field(2, ge=1, description="threads of the solver")
-    seed: int = Field(0, ge=0, description="seed of the first factors")
+    factors: tuple[int, ...] = Field(default=(32, 64), description="dimensions")
+    regularisation: tuple[float, ...] = Field(default=(1.0,), description="weight of the L2 penalty")
+    confidence: tuple[float, ...] = Field(
+        default=(4.0, 16.0, 64.0), description="confidence of a watch; an unwatched video has 1"
+    )
+    iterations: int = Field(default=10, ge=1, description="sweeps over users and videos")
+    threads: int = Field(default=2, ge=1, description="threads of the solver")
+    seed: int = Field(default=0, ge=0, description="seed of the first factors")
 
 
 @dataclass(frozen=True)
@@ -42,15 +44,15 @@ class Als:
 
 def fit_als(watches: Interactions, factors: int, regularisation: float, confidence: float, config: AlsConfig) -> Als:
     """Factorises the user × video matrix of training."""
-    model = AlternatingLeastSquares(
-        factors=factors,
-        regularization=regularisation,
-        alpha=confidence,
-        iterations=config.iterations,
-        num_threads=config.threads,
-        random_state=config.seed,
-    )
     # implicit's own threads and those of the BLAS library would compete for the same cores.
     with threadpool_limits(1, "blas"):
+        model = AlternatingLeastSquares(
+            factors=factors,
+            regularization=regularisation,
+            alpha=confidence,
+            iterations=config.iterations,
+            num_threads=config.threads,
+            random_state=config.seed,
+        )
         model.fit(watches.matrix, show_progress=False)
     return Als(model, watches.watch_counts / watches.watch_counts.sum())

@@ -20,7 +20,7 @@ from pipeline.evaluation.baselines.interactions import Histories, Interactions
 class CoWatchConfig(Settings):
     """The back-offs tried on validation."""
 
-    backoff: tuple[float, ...] = Field((1.0, 10.0, 100.0, 1000.0), description="κ, in watches")
+    backoff: tuple[float, ...] = Field(default=(10.0, 100.0, 1000.0, 10_000.0), description="κ, in watches")
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,8 @@ from pipeline.evaluation.baselines.interactions import Histories, Interactions, 
 class EaseConfig(Settings):
     """The regularisations tried on validation."""
 
-    regularisation: tuple[float, ...] = Field((30.0, 100.0, 300.0, 1000.0), description="λ, in watches")
+    regularisation: tuple[float, ...] = Field(default=(200.0, 600.0, 2000.0), description="λ, in watches")
+    max_videos: int = Field(default=12_000, ge=1, description="above, EASE is left out: it needs 12 bytes × videos²")
 
 
 @dataclass(frozen=True)

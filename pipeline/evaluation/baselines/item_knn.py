@@ -20,8 +20,9 @@ from pipeline.evaluation.baselines.interactions import Histories, Interactions, 
 class ItemKnnConfig(Settings):
     """The neighbourhoods tried on validation."""
 
-    neighbours: tuple[int, ...] = Field((100, 1000), description="most similar videos kept of each video")
-    shrinkage: tuple[float, ...] = Field((0.0, 10.0, 100.0), description="damping of rare videos, in users")
+    neighbours: tuple[int, ...] = Field(default=(100, 1000), description="most similar videos kept of each video")
+    shrinkage: tuple[float, ...] = Field(default=(0.0, 10.0), description="damping of rare videos, in users")
+    max_videos: int = Field(default=50_000, ge=1, description="above, item-kNN is left out: its pairs do not fit")
 
 
 @dataclass(frozen=True)

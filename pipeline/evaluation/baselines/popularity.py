@@ -17,8 +17,8 @@ from pipeline.evaluation.baselines.interactions import US_PER_DAY, Histories, In
 class PopularityConfig(Settings):
     """The recent popularities tried on validation."""
 
-    window_days: tuple[float, ...] = Field((1.0, 2.0, 3.0, 7.0), description="last days counted")
-    half_life_days: tuple[float, ...] = Field((0.25, 0.5, 1.0, 2.0), description="half-lives of the decay")
+    window_days: tuple[float, ...] = Field(default=(1.0, 2.0, 3.0, 7.0), description="last days counted")
+    half_life_days: tuple[float, ...] = Field(default=(0.25, 0.5, 1.0, 2.0), description="half-lives of the decay")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,231 @@
+"""The peers of the candidate generators, tuned on validation and measured on test like the models.
+
+Popularity (all training; recent), last-watch co-watch, item-kNN, ALS and EASE; the last four also weighted by recent
+popularity. Each is fitted on the training watches, its hyper-parameters are chosen on validation, and it is fitted
+again, with these, on the watches that a model may use before the test part.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import product
+from typing import Any
+
+from pydantic import Field
+
+from features.settings import Settings
+from pipeline.evaluation.baselines.als import AlsConfig, fit_als
+from pipeline.evaluation.baselines.co_watch import CoWatchConfig, fit_co_watch
+from pipeline.evaluation.baselines.ease import EaseConfig, fit_ease
+from pipeline.evaluation.baselines.interactions import FittedBaseline, Interactions, RetrievalExamples
+from pipeline.evaluation.baselines.item_knn import ItemKnnConfig, fit_item_knn
+from pipeline.evaluation.baselines.popularity import (
+    Popularity,
+    PopularityConfig,
+    decayed_counts,
+    recent_popularities,
+    total_counts,
+)
+from pipeline.evaluation.baselines.recency_weighting import (
+    RecencyWeighted,
+    RecencyWeightingConfig,
+    weigh_by_popularity,
+)
+from pipeline.evaluation.baselines.tuning import (
+    PLAIN,
+    Family,
+    Parameters,
+    Trial,
+    Variant,
+    scorer_of,
+    tune_on_validation,
+)
+from pipeline.evaluation.bootstrap import Measurement
+from pipeline.evaluation.figures import MethodFigures
+from pipeline.evaluation.retrieval_metrics import RetrievalMetricsConfig, evaluate_retrieval
+
+POPULARITY = "popularity"
+RECENT_POPULARITY = "recent popularity"
+CO_WATCH = "last-watch co-watch"
+ITEM_KNN = "item-kNN"
+ALS = "ALS"
+EASE = "EASE"
+WEIGHTED = "{} × recent popularity"
+
+
+class RetrievalBaselinesConfig(Settings):
+    """Which peers are run, their grids, and how their parameters are chosen."""
+
+    methods: tuple[str, ...] = Field(
+        default=(POPULARITY, RECENT_POPULARITY, CO_WATCH, ITEM_KNN, ALS, EASE), description="families to run, by name"
+    )
+    popularity: PopularityConfig = PopularityConfig()
+    co_watch: CoWatchConfig = CoWatchConfig()
+    item_knn: ItemKnnConfig = ItemKnnConfig()
+    als: AlsConfig = AlsConfig()
+    ease: EaseConfig = EaseConfig()
+    recency_weighting: RecencyWeightingConfig = RecencyWeightingConfig()
+    selected_by: tuple[str, ...] = Field(
+        default=("MAP@20 unwatched", "recall@100 unwatched"),
+        description="validation metrics whose geometric mean chooses the parameters",
+    )
+    validation_examples: int = Field(default=3000, ge=1, description="validation examples used for choosing, at most")
+    seed: int = Field(default=0, ge=0, description="seed of the choice of validation examples")
+
+
+@dataclass(frozen=True)
+class BaselineResult:
+    """One peer on the test part.
+
+    Args:
+      method: its name in tables.
+      measurements: as of `evaluate_retrieval`, for pairing with a model's.
+      parameters: chosen on validation.
+      trials: everything that was tried on validation, the best first.
+      seconds: time for choosing, fitting and measuring.
+      left_out: why it was not run, if it was not.
+    """
+
+    method: str
+    measurements: tuple[Measurement, ...] = ()
+    parameters: Parameters = field(default_factory=dict)
+    trials: tuple[Trial, ...] = ()
+    seconds: float = 0.0
+    left_out: str | None = None
+
+    @property
+    def method_figures(self) -> MethodFigures:
+        """The figures with their intervals."""
+        settings = {"parameters": dict(self.parameters), "tried": len(self.trials), "seconds": round(self.seconds, 1)}
+        return MethodFigures(self.method, tuple(m.figure for m in self.measurements), settings, self.left_out)
+
+
+def families(config: RetrievalBaselinesConfig, watches: Interactions) -> list[Family]:
+    """The configured peers with their grids."""
+    recent = [{"popularity": name} for name in recent_popularities(watches, config.popularity)]
+    all_families = [
+        Family(POPULARITY, lambda w, _: Popularity(total_counts(w)), [{}]),
+        Family(
+            RECENT_POPULARITY,
+            lambda w, p: Popularity(recent_popularities(w, config.popularity)[p["popularity"]]),
+            recent,
+        ),
+        Family(CO_WATCH, lambda w, p: fit_co_watch(w, **p), _grid(backoff=config.co_watch.backoff)),
+        Family(
+            ITEM_KNN,
+            lambda w, p: fit_item_knn(w, **p),
+            _grid(neighbours=config.item_knn.neighbours, shrinkage=config.item_knn.shrinkage),
+            config.item_knn.max_videos,
+        ),
+        Family(
+            ALS,
+            lambda w, p: fit_als(w, **p, config=config.als),
+            _grid(
+                factors=config.als.factors,
+                regularisation=config.als.regularisation,
+                confidence=config.als.confidence,
+            ),
+        ),
+        Family(
+            EASE,
+            lambda w, p: fit_ease(w, **p),
+            _grid(regularisation=config.ease.regularisation),
+            config.ease.max_videos,
+        ),
+    ]
+    return [family for family in all_families if family.name in config.methods]
+
+
+def evaluate_baselines(
+    train: Interactions,
+    validation: RetrievalExamples,
+    refit: Interactions,
+    test: RetrievalExamples,
+    config: RetrievalBaselinesConfig | None = None,
+    metrics: RetrievalMetricsConfig | None = None,
+    progress: Callable[[str], None] = lambda message: None,
+) -> list[BaselineResult]:
+    """Tunes, fits and measures every configured peer.
+
+    Args:
+      train: watches before the validation part.
+      validation: examples to choose parameters by.
+      refit: watches to fit the chosen ones on: what the models may use before the test part.
+      test: examples to report.
+      config: grids and choice.
+      metrics: cut-offs and bootstrap, as for the models.
+      progress: is told what is done at the moment.
+    """
+    config, metrics = config or RetrievalBaselinesConfig(), metrics or RetrievalMetricsConfig()
+    validation = validation.take_first(config.validation_examples, config.seed)
+    results: list[BaselineResult] = []
+    for family in families(config, train):
+        if family.max_videos is not None and train.num_videos > family.max_videos:
+            reason = f"{train.num_videos} videos are more than the configured {family.max_videos}"
+            names = [family.name, WEIGHTED.format(family.name)]
+            results.extend(BaselineResult(name, left_out=reason) for name in names)
+            continue
+        results.extend(_run_family(family, train, validation, refit, test, config, metrics, progress))
+    return results
+
+
+def _run_family(
+    family: Family,
+    train: Interactions,
+    validation: RetrievalExamples,
+    refit: Interactions,
+    test: RetrievalExamples,
+    config: RetrievalBaselinesConfig,
+    metrics: RetrievalMetricsConfig,
+    progress: Callable[[str], None],
+) -> list[BaselineResult]:
+    started = time.monotonic()
+    progress(f"{family.name}: {len(family.grid)} settings on validation")
+    weightings = [] if family.name in (POPULARITY, RECENT_POPULARITY) else _weightings(train, config)
+    trials = tune_on_validation(family, train, validation, [PLAIN, *weightings], config.selected_by, metrics)
+    plain = [trial for trial in trials if not trial.variant]
+    weighted = [trial for trial in trials if trial.variant]
+
+    progress(f"{family.name}: test")
+    fitted = family.fit(refit, plain[0].parameters)
+    results = [_measure(family.name, fitted, plain, test, metrics, started)]
+    if weighted:
+        started = time.monotonic()
+        parameters, variant = weighted[0].parameters, weighted[0].variant
+        if parameters != plain[0].parameters:
+            fitted = family.fit(refit, parameters)
+        popularity = decayed_counts(refit, variant["half_life_days"])
+        peer = RecencyWeighted(fitted, popularity, variant["exponent"])
+        results.append(_measure(WEIGHTED.format(family.name), peer, weighted, test, metrics, started))
+    return results
+
+
+def _weightings(watches: Interactions, config: RetrievalBaselinesConfig) -> list[Variant]:
+    """Every configured weighting by the recent popularity of these watches."""
+    weighting = config.recency_weighting
+    variants = []
+    for days in weighting.half_life_days:
+        popularity = decayed_counts(watches, days)
+        for exponent in weighting.exponent:
+            change = partial(weigh_by_popularity, popularity=popularity, exponent=exponent)
+            variants.append(Variant({"half_life_days": days, "exponent": exponent}, change))
+    return variants
+
+
+def _measure(
+    method: str,
+    fitted: FittedBaseline,
+    trials: Sequence[Trial],
+    test: RetrievalExamples,
+    metrics: RetrievalMetricsConfig,
+    started: float,
+) -> BaselineResult:
+    measurements = evaluate_retrieval(scorer_of(fitted, test.histories), test.targets, metrics)
+    parameters = {**trials[0].parameters, **trials[0].variant}
+    return BaselineResult(method, tuple(measurements), parameters, tuple(trials), time.monotonic() - started)
+
+
+def _grid(**values: Sequence[Any]) -> list[Parameters]:
+    """Every combination of the named values."""
+    return [dict(zip(values, entry, strict=True)) for entry in product(*values.values())]

@@ -20,6 +20,7 @@ are not sent, nor the watch time of a watch that had not ended.
 
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -43,20 +44,28 @@ _HISTORIES = {
 _USER_COLUMNS = {"user_language": "language"}
 
 
+class RawInput(NamedTuple):
+    """Dtype (object for strings) and number of axes of a raw input."""
+
+    dtype: np.dtype
+    rank: int
+
+
 def raw_requests(
-    tables: Path, requests: pa.Table, inputs: Mapping[str, np.dtype], config: FeatureListConfig
+    tables: Path, requests: pa.Table, inputs: Mapping[str, RawInput], config: FeatureListConfig
 ) -> dict[str, np.ndarray]:
     """The raw inputs of requests.
 
     Args:
       tables: the run's `tables` folder.
       requests: `user_id` string and `request_timestamp` (timestamp in microseconds), and a column for every input that
-        is neither history nor of the user; a list column gives `[B, n]`. An input that has no column is missing.
-      inputs: the inputs wanted with their NumPy dtype (object for strings).
+        is neither history nor of the user: a list column gives `[B, n]`, lists of lists `[B, n, m]`. An input without
+        a column is missing.
+      inputs: the inputs wanted.
       config: the lengths of the histories.
 
     Returns:
-      input -> `[B]` or `[B, n]`.
+      input -> `[B]`, `[B, n]` or `[B, n, m]`.
     """
     snapshots_us = requests["request_timestamp"].cast(pa.int64()).to_numpy()
     users = requests["user_id"].combine_chunks()
@@ -74,10 +83,10 @@ def raw_requests(
             found |= _histories(tables, name, wanted, users, snapshots_us, windows[name])
     user_inputs = [name for name in inputs if name not in found and name not in requests.column_names]
     found |= _user_values(tables, user_inputs, users)
-    for name in inputs:
+    for name, given in inputs.items():
         if name not in found:
-            found[name] = _request_values(requests, name)
-    return {name: _typed(found[name], np.dtype(dtype)) for name, dtype in inputs.items()}
+            found[name] = _request_values(requests, name, given.rank)
+    return {name: _typed(found[name], np.dtype(given.dtype)) for name, given in inputs.items()}
 
 
 def logged_requests(tables: Path, table: str, examples: pa.Table, columns: Sequence[str]) -> dict[str, pa.Array]:
@@ -213,16 +222,25 @@ def _user_values(tables: Path, inputs: Sequence[str], users: pa.Array) -> dict[s
     return result
 
 
-def _request_values(requests: pa.Table, name: str) -> np.ndarray:
-    """`[B]` values of a column of the requests, `[B, n]` of a list column."""
-    if name not in requests.column_names:
-        return _objects([None] * len(requests))
-    column = requests[name]
-    if not pa.types.is_list(column.type):
-        return _objects(column.to_pylist())
-    lists = [values or [] for values in column.to_pylist()]
+def _request_values(requests: pa.Table, name: str, rank: int) -> np.ndarray:
+    """A column of the requests, nested lists padded; without a column one missing value, for candidates one each."""
+    if name in requests.column_names:
+        return _padded(requests[name].to_pylist(), rank)
+    candidates = (
+        _padded(requests["candidate_ids"].to_pylist(), 2).shape[1] if "candidate_ids" in requests.column_names else 1
+    )
+    return np.full((len(requests), candidates, 1)[:rank], None, object)
+
+
+def _padded(values: list, rank: int) -> np.ndarray:
+    """Lists nested `rank - 1` deep as one array of objects, None where a list is shorter than the longest."""
+    if rank == 1:
+        return _objects(values)
+    lists = [[] if inner is None else inner for inner in values]
     width = max(map(len, lists), default=0)
-    return np.array([[*values, *[None] * (width - len(values))] for values in lists], object).reshape(-1, width)
+    flat = [inner for one in lists for inner in [*one, *[None] * (width - len(one))]]
+    inner = _padded(flat, rank - 1)
+    return inner.reshape(len(values), width, *inner.shape[1:])
 
 
 def _objects(values: list) -> np.ndarray:

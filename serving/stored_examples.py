@@ -12,7 +12,7 @@ import tensorflow as tf
 import models  # noqa: F401  (selects Keras 2 before TensorFlow is imported)
 from features.errors import ArtifactError
 from features.feature_lists import FeatureListConfig, Model, request_table
-from features.raw_requests import logged_requests, raw_requests
+from features.raw_requests import RawInput, logged_requests, raw_requests
 from features.spec import Feature, FeatureSpec, Kind, Side
 from serving.signatures import RawFeatureTransform
 
@@ -69,17 +69,34 @@ def stored_examples(
         examples = examples.rename_columns({"label_video_id": "video_id", "label_timestamp": "timestamp"})
         snapshot, candidates = examples["timestamp"], None
     given = {"user_id": examples["user_id"], "request_timestamp": snapshot}
-    given |= logged_requests(tables, request_table(model), examples, [n for n in inputs if n not in given])
+    logged = logged_requests(tables, request_table(model), examples, [n for n in inputs if n not in given])
+    per_candidate = {f.source.removeprefix("request.") for f in spec.side(Side.IMPRESSION)}
+    for name, column in logged.items():
+        if pa.types.is_list(column.type) and inputs[name].dtype.is_floating:
+            column = _largest(column)
+        given[name] = _one_candidate(column) if name in per_candidate else column
     if candidates is not None:
-        rows = np.arange(len(examples) + 1, dtype=np.int32)
-        given["candidate_ids"] = pa.ListArray.from_arrays(rows, candidates.combine_chunks())
-    dtypes = {name: np.dtype(tensor.dtype.as_numpy_dtype) for name, tensor in inputs.items()}
+        given["candidate_ids"] = _one_candidate(candidates.combine_chunks())
     times = zip(examples["user_id"].to_pylist(), examples["video_id"].to_pylist(), snapshot.to_pylist(), strict=True)
     return StoredExamples(
         descriptions=[f"user {user!r}, video {video!r}, request at {time}" for user, video, time in times],
-        inputs=raw_requests(tables, pa.table(given), dtypes, config),
+        inputs=raw_requests(tables, pa.table(given), numpy_inputs(inputs), config),
         features={f.name: dense(examples[f.name], f) for f in features_of(model, spec) if f.serving_value is None},
     )
+
+
+def numpy_inputs(inputs: Mapping[str, tf.TensorSpec]) -> dict[str, RawInput]:
+    """The inputs of a signature as `features.raw_requests` takes them."""
+    return {n: RawInput(np.dtype(spec.dtype.as_numpy_dtype), spec.shape.rank) for n, spec in inputs.items()}
+
+
+def _one_candidate(column: pa.Array) -> pa.ListArray:
+    return pa.ListArray.from_arrays(np.arange(len(column) + 1, dtype=np.int32), column)
+
+
+def _largest(lists: pa.Array) -> pa.Array:
+    """A list of numbers under a continuous feature stands for its largest."""
+    return pa.array([max((v for v in values or [] if v is not None), default=None) for values in lists.to_pylist()])
 
 
 def features_of(model: Model, spec: FeatureSpec) -> tuple[Feature, ...]:

@@ -1,0 +1,185 @@
+"""The funnel: for a user of the log, candidates from the retrieval SavedModel, ordered by the ranking SavedModel.
+
+Only the exported folders and the canonical tables are read: what a server and its client would have.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+import scann  # noqa: F401  (registers the operations of an exported index)
+import tensorflow as tf
+
+import models  # noqa: F401  (selects Keras 2 before TensorFlow is imported)
+from features.errors import ArtifactError
+from features.feature_lists import FeatureListConfig
+from features.raw_requests import raw_requests
+from features.tables import TIMESTAMP, has_table, read_table, table_columns, table_files
+from serving.export import RANKING, RETRIEVAL, latest_version
+from serving.index import NO_VIDEO
+from serving.retrieval import EXCLUDED
+from serving.signatures import ConcreteFunction
+from serving.stored_examples import numpy_inputs
+
+SOURCE = "candidate_generator"
+"""Name of the candidate generator among the nominating sources told to the ranker."""
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """One row of the list; the ranker's numbers are None where no ranker is exported."""
+
+    video_id: str
+    source: str
+    retrieval_score: float
+    score: float | None = None
+    expected_watch_time_s: float | None = None
+    click_probability: float | None = None
+
+
+@dataclass(frozen=True)
+class RecommendationList:
+    """What to watch next, best first.
+
+    Args:
+      user_id: for whom.
+      now: the moment of the request, UTC.
+      rows: ordered by the ranker's score or, without a ranker, by the retrieval score.
+      watched: the user's last watched videos, latest first.
+      notes: what a reader should know, such as a user without history.
+    """
+
+    user_id: str
+    now: datetime
+    rows: list[Recommendation]
+    watched: list[str]
+    notes: list[str] = field(default_factory=list)
+
+
+class Recommender:
+    """Loads the latest exported models once and answers for users of the tables.
+
+    Args:
+      export: the run's `export` folder with `retrieval` and, if a ranker was trained, `ranking`.
+      tables: the run's `tables` folder.
+      lists: lengths of the histories that are sent.
+
+    Raises:
+      ArtifactError: no retrieval model is published.
+    """
+
+    def __init__(self, export: Path, tables: Path, lists: FeatureListConfig | None = None) -> None:
+        self._tables = tables
+        self._lists = lists or FeatureListConfig()
+        self._retrieval_model = tf.saved_model.load(str(latest_version(export / RETRIEVAL)))
+        self._retrieval = self._retrieval_model.signatures[RETRIEVAL]
+        self._ranking: ConcreteFunction | None = None
+        if (export / RANKING).is_dir():
+            self._ranking_model = tf.saved_model.load(str(latest_version(export / RANKING)))
+            self._ranking = self._ranking_model.signatures[RANKING]
+
+    def recommend(
+        self, user_id: str, count: int = 10, now: datetime | None = None, request: Mapping[str, Any] | None = None
+    ) -> RecommendationList:
+        """The list for one user.
+
+        Args:
+          user_id: a user who is not in the tables gets what users without history get.
+          count: rows, at most.
+          now: moment of the request (UTC where it has no zone); only what happened before is known. Default: just
+            after the last event of the tables.
+          request: page, device, seed_video_id and other columns of the request.
+        """
+        now = latest_moment(self._tables) if now is None else now if now.tzinfo else now.replace(tzinfo=UTC)
+        watched = self._watched(user_id, now)
+        requests = pa.table(
+            {
+                "user_id": [user_id],
+                "request_timestamp": pa.array([now], TIMESTAMP),
+                EXCLUDED: [list(dict.fromkeys(watched))],
+                **{name: [value] for name, value in (request or {}).items() if value is not None},
+            }
+        )
+        found = self._call(self._retrieval, requests)
+        ids = [video.decode() for video in found["video_ids"][0] if video.decode() != NO_VIDEO]
+        scores = found["scores"][0][: len(ids)]
+        rows = [Recommendation(video, SOURCE, float(score)) for video, score in zip(ids, scores, strict=True)]
+        notes = self._notes(user_id, now, watched)
+        if self._ranking is None:
+            notes.append("no ranker is exported: ordered by the retrieval score")
+        elif rows:
+            rows = self._rank(requests, rows)
+        return RecommendationList(user_id, now, rows[:count], watched[:count], notes)
+
+    def _rank(self, requests: pa.Table, rows: list[Recommendation]) -> list[Recommendation]:
+        candidates = {
+            "candidate_ids": [[row.video_id for row in rows]],
+            "candidate_sources": [[[row.source] for row in rows]],
+            "candidate_scores": [[row.retrieval_score for row in rows]],
+        }
+        for name, values in candidates.items():
+            requests = requests.append_column(name, pa.array(values))
+        found = self._call(self._ranking, requests)
+        ranked = [
+            Recommendation(
+                row.video_id,
+                row.source,
+                row.retrieval_score,
+                *(float(found[name][0, i]) for name in ("score", "expected_watch_time_s", "click_probability")),
+            )
+            for i, row in enumerate(rows)
+        ]
+        return sorted(ranked, key=lambda row: -(row.score or 0.0))
+
+    def _call(self, signature: ConcreteFunction, requests: pa.Table) -> dict[str, np.ndarray]:
+        specs = signature.structured_input_signature[1]
+        raw = raw_requests(self._tables, requests, numpy_inputs(specs), self._lists)
+        answer = signature(**{name: tf.constant(values, specs[name].dtype) for name, values in raw.items()})
+        return {name: values.numpy() for name, values in answer.items()}
+
+    def _watched(self, user_id: str, now: datetime) -> list[str]:
+        """All watched videos, latest first."""
+        if not has_table(self._tables, "watches"):
+            return []
+        columns = [c for c in ("video_id", "timestamp", "order") if c in table_columns(self._tables, "watches")]
+        files = [str(file) for file in table_files(self._tables, "watches")]
+        watches = ds.dataset(files, format="parquet").to_table(columns, filter=pc.field("user_id") == user_id)
+        before = pc.fill_null(pc.less(watches["timestamp"], pa.scalar(now, TIMESTAMP)), True)
+        keys = [(column, "ascending") for column in columns[1:]]
+        return watches.filter(before).sort_by(keys, null_placement="at_start")["video_id"].to_pylist()[::-1]
+
+    def _notes(self, user_id: str, now: datetime, watched: list[str]) -> list[str]:
+        if watched:
+            return []
+        known = has_table(self._tables, "users") and user_id in set(
+            read_table(self._tables, "users", ["user_id"])["user_id"].to_pylist()
+        )
+        if known:
+            return [
+                f"user {user_id!r} watched nothing before {now:%Y-%m-%d %H:%M}: recommended from what else is known"
+            ]
+        return [f"user {user_id!r} is not in the log: recommended as to a user about whom nothing is known"]
+
+
+def latest_moment(tables: Path) -> datetime:
+    """Just after the last event of the tables.
+
+    Raises:
+      ArtifactError: no event has a time.
+    """
+    latest = None
+    for name in ("watches", "impressions", "searches"):
+        files = [file for file in table_files(tables, name) if "day=unknown" not in file.parts]
+        last_day = [str(file) for file in files if file.parent == files[-1].parent]
+        if last_day:
+            times = ds.dataset(last_day, format="parquet").to_table(["timestamp"])["timestamp"]
+            latest = max(filter(None, (latest, pc.max(times).as_py())), default=None)
+    if latest is None:
+        raise ArtifactError(f"{tables}: expected events with a time, found none; give the moment of the request")
+    return latest + timedelta(microseconds=1)

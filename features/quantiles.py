@@ -29,9 +29,9 @@ LARGEST_BELOW_ONE = 1.0 - 2.0**-24
 class QuantilesConfig(Settings):
     """How quantiles are found."""
 
-    boundaries: int = Field(101, ge=2)
+    boundaries: int = Field(default=101, ge=2)
     """Number of boundaries, minimum and maximum included; 101 gives percentiles."""
-    k: int = Field(800, ge=8, le=65535)
+    k: int = Field(default=800, ge=8, le=65535)
     """Size of the KLL sketch; 800 keeps 19 KB per feature, rank error 0.0035; the error falls as k^-0.9."""
 
 

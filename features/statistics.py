@@ -5,8 +5,8 @@ Count, missing, minimum and maximum are exact. The rest is sketched, so that mem
 - distinct values: the smallest 16,384 hashes (bottom-k; Bar-Yossef et al. 2002): exact below that number, relative
   standard error 0.8% above it;
 - quantiles of numbers and times: KLL, see `features/quantiles.py`;
-- top values of text and booleans: a mergeable Misra-Gries summary (Agarwal et al. 2012), whose counts are exact or too low
-  by at most the stated error.
+- top values of text and booleans: a mergeable Misra-Gries summary (Agarwal et al. 2012), whose counts are exact or too
+  low by at most the stated error.
 
 Null, NaN and empty text are missing. A list column is described by its items.
 """
@@ -34,13 +34,13 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 class StatisticsConfig(Settings):
     """What is found out about every column."""
 
-    quantiles: int = Field(11, ge=2)
+    quantiles: int = Field(default=11, ge=2)
     """Boundaries of numbers and times, minimum and maximum included; 11 gives deciles."""
-    quantiles_k: int = Field(200, ge=8, le=65535)
+    quantiles_k: int = Field(default=200, ge=8, le=65535)
     """Size of their KLL sketch; 200: rank error 0.013."""
-    top_values: int = Field(10, ge=0)
+    top_values: int = Field(default=10, ge=0)
     """Most frequent values of text columns to report."""
-    tracked_values: int = Field(4096, ge=1)
+    tracked_values: int = Field(default=4096, ge=1)
     """Values of a text column whose counts are held; with more distinct values the counts have an error."""
 
 

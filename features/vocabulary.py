@@ -26,9 +26,9 @@ COUNTS = pa.schema([("id", pa.string()), ("count", pa.int64())])
 class VocabularyConfig(Settings):
     """Which ids of a space get a row."""
 
-    top_n: int | None = Field(None, ge=1)
+    top_n: int | None = Field(default=None, ge=1)
     """Keep the N most frequent ids; None keeps all."""
-    min_count: int = Field(1, ge=1)
+    min_count: int = Field(default=1, ge=1)
     """Keep ids seen at least this often in the training part."""
 
 

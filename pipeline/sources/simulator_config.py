@@ -1,6 +1,7 @@
 """Configuration of the embedded simulator: its scale, and one switch per effect."""
 
 from datetime import UTC, datetime
+from typing import Literal
 
 from pydantic import AwareDatetime, Field, model_validator
 
@@ -20,6 +21,7 @@ class SimulatorConfig(Settings):
     others may be raised above 1.
     """
 
+    kind: Literal["simulator"] = "simulator"
     seed: int = Field(default=1, ge=0, description="seed of everything that is drawn")
     start: AwareDatetime = Field(
         default=datetime(2025, 1, 6, tzinfo=UTC), description="first moment of the window (UTC)"

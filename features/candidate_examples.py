@@ -17,10 +17,10 @@ from pydantic import Field
 
 from features.encoding import Encoder
 from features.event_windows import ORDER_ONLY, Bags, Events
-from features.example_features import FeatureColumns, RequestRows, list_array
+from features.example_features import FeatureColumns, Histories, RequestRows, list_array
 from features.feature_lists import FeatureListConfig
 from features.hashing import combine, hash_strings
-from features.history import Derivation, Requests, seconds_between
+from features.history import Derivation, seconds_between
 from features.settings import Settings
 from features.shards import Shard
 from features.spec import Feature, FeatureSpec, Side
@@ -225,11 +225,10 @@ def candidate_examples(
       A part and rows of its `candidate_schema`, some thousand at a time, in the shard's order.
     """
     watches = shard.events["watches"]
-    users = len(shard.user_ids)
-    history = {name: encoder.events(shard.events.get(name), users) for name in ("watches", "impressions", "searches")}
+    history = Histories(shard, encoder, lists)
     rows = RequestRows(watches.table, watches.user, watches.time_us, _example_ages(watches.time_us, labels, totals))
     columns = FeatureColumns(query_features(spec), encoder, shard.users, rows, split.utc_offset_s)
-    seen = _FirstWatches(history["watches"], watches.user, encoder.videos.rows["video"])
+    seen = _FirstWatches(history.watches, watches.user, encoder.videos.rows["video"])
     user = watches.user[labels.row]
     for part in PARTS:
         weights = _weights(user, labels.part == part, totals.labels[part], totals.users[part])
@@ -238,15 +237,7 @@ def candidate_examples(
         for chosen in _chunks(of_part, lengths):
             row = labels.row[chosen]
             snapshot_us = watches.time_us[row]
-            requests = Requests(
-                snapshot_us,
-                history["watches"].window(user[chosen], snapshot_us, lists.watch_window),
-                history["impressions"].window(user[chosen], snapshot_us, lists.impression_window),
-                history["searches"].window(user[chosen], snapshot_us, lists.search_window),
-                encoder.videos,
-                np.arange(len(row)),
-                history["watches"].video[row],
-            )
+            requests = history.at(user[chosen], snapshot_us, history.watches.video[row])
             examples: dict[str, pa.Array | pa.ChunkedArray] = {
                 "user_id": shard.user_ids.take(pa.array(user[chosen])),
                 "label_video_id": watches.table["video_id"].take(pa.array(row)),
@@ -257,10 +248,10 @@ def candidate_examples(
             }
             if part == Part.TRAIN and config.label_choice == LabelChoice.RANDOM_HOLD_OUT:
                 examples |= _held_out_columns(
-                    spec, history["watches"], user[chosen], row, labels.identity, split, encoder, config.seed
+                    spec, history.watches, user[chosen], row, labels.identity, split, encoder, config.seed
                 )
             if part != Part.TRAIN:
-                examples["seen_video_ids"] = list_array(seen.before(history["watches"], user[chosen], snapshot_us))
+                examples["seen_video_ids"] = list_array(seen.before(history.watches, user[chosen], snapshot_us))
             schema = candidate_schema(spec, part)
             yield part, pa.table([examples[name] for name in schema.names], schema)
 

@@ -9,8 +9,52 @@ import pyarrow as pa
 from features import history
 from features.encoding import Encoder
 from features.errors import ConfigError
+from features.feature_lists import FeatureListConfig
 from features.history import Bags, Derivation, Requests, derivation_of
+from features.shards import Shard
 from features.spec import Feature, Side
+
+
+class Histories:
+    """The events of one shard's users, by kind.
+
+    Args:
+      shard: its events.
+      encoder: looks up ids.
+      lists: lengths of the windows.
+    """
+
+    def __init__(self, shard: Shard, encoder: Encoder, lists: FeatureListConfig) -> None:
+        users = len(shard.user_ids)
+        self.watches = encoder.events(shard.events.get("watches"), users)
+        self.impressions = encoder.events(shard.events.get("impressions"), users)
+        self.searches = encoder.events(shard.events.get("searches"), users)
+        self._videos = encoder.videos
+        self._lists = lists
+
+    def at(
+        self,
+        user: np.ndarray,
+        snapshot_us: np.ndarray,
+        candidate: np.ndarray,
+        request: np.ndarray | None = None,
+    ) -> Requests:
+        """What is known at snapshots.
+
+        Args:
+          user, snapshot_us: int64 `[R]`.
+          candidate: int32 `[B]`, catalogue positions.
+          request: int64 `[B]`, the snapshot of each candidate; None: candidate `i` is scored at snapshot `i`.
+        """
+        return Requests(
+            snapshot_us,
+            self.watches.window(user, snapshot_us, self._lists.watch_window),
+            self.impressions.window(user, snapshot_us, self._lists.impression_window),
+            self.searches.window(user, snapshot_us, self._lists.search_window),
+            self._videos,
+            np.arange(len(user)) if request is None else request,
+            candidate,
+        )
 
 
 @dataclass(frozen=True)

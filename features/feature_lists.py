@@ -27,6 +27,9 @@ RESERVED = frozenset(
 )
 """Columns of example sets that are not features."""
 
+OUTCOMES = ("clicked", "watch_time_s", "completed")
+"""Columns of a request's own row that tell how it ended; no feature may use them."""
+
 
 class FeatureConfig(Settings):
     """One feature added by configuration."""
@@ -224,6 +227,8 @@ def _choose(model: Model, defaults: list[Feature], columns: Columns, config: Fea
         if model not in added.models:
             continue
         feature = added.feature()
+        if feature.source in {f"request.{outcome}" for outcome in OUTCOMES}:
+            raise ConfigError(f"configured feature {added.name!r}: {added.source} is the outcome that models predict")
         if feature.name in RESERVED:
             raise ConfigError(
                 f"configured feature {added.name!r}: the name is taken by a column of examples; rename it"

@@ -16,10 +16,9 @@ from pydantic import Field
 
 from features.encoding import Encoder, numbers
 from features.event_windows import ORDER_ONLY
-from features.example_features import FeatureColumns, RequestRows
+from features.example_features import FeatureColumns, Histories, RequestRows
 from features.feature_lists import FeatureListConfig
 from features.hashing import combine, hash_strings
-from features.history import Requests
 from features.settings import Settings
 from features.shards import EventRows, Shard
 from features.spec import FeatureSpec
@@ -214,26 +213,16 @@ def ranking_examples(
     """
     impressions = shard.events["impressions"]
     table = impressions.table
-    users = len(shard.user_ids)
     rows = RequestRows(table, impressions.user, labels.snapshot_us)
     columns = FeatureColumns(spec.features, encoder, shard.users, rows, utc_offset_s)
-    history = {name: encoder.events(shard.events.get(name), users) for name in ("watches", "impressions", "searches")}
-    candidate = history["impressions"].video
+    history = Histories(shard, encoder, lists)
     clicked = numbers(table["clicked"])
     schema = ranking_schema(spec, "impression_id" in table.column_names)
     for start in range(0, len(labels.row), _CHUNK):
         row = labels.row[start : start + _CHUNK]
         _, first, request = np.unique(labels.group_id[row], return_index=True, return_inverse=True)
         user, snapshot_us = rows.user[row[first]], labels.snapshot_us[row[first]]
-        requests = Requests(
-            snapshot_us,
-            history["watches"].window(user, snapshot_us, lists.watch_window),
-            history["impressions"].window(user, snapshot_us, lists.impression_window),
-            history["searches"].window(user, snapshot_us, lists.search_window),
-            encoder.videos,
-            request,
-            candidate[row],
-        )
+        requests = history.at(user, snapshot_us, history.impressions.video[row], request)
         taken = table.take(pa.array(row))
         examples: dict[str, pa.Array | pa.ChunkedArray] = {
             "user_id": taken["user_id"],

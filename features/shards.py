@@ -179,15 +179,25 @@ def read_shard(folder: Path, shard: int, tables: Collection[str] = SHARDED_TABLE
     return make_shard({name: table for name, table in rows.items() if table is not None})
 
 
-def make_shard(tables: dict[str, pa.Table]) -> Shard:
-    """A shard of these rows of the canonical tables; users that only the users table holds are left out."""
+def make_shard(tables: dict[str, pa.Table], user_ids: pa.Array | None = None) -> Shard:
+    """A shard of these rows of the canonical tables.
+
+    Args:
+      tables: name → rows.
+      user_ids: string `[users]`, ascending; None: the users of the events.
+    """
     events = {name: table for name, table in tables.items() if name != "users"}
+    if user_ids is None:
+        user_ids = _users_of(events)
+    rows = {name: sort_events(table, user_ids) for name, table in events.items()}
+    return Shard(user_ids, rows, _align_users(tables.get("users"), user_ids))
+
+
+def _users_of(events: dict[str, pa.Table]) -> pa.Array:
     ids = [table["user_id"] for table in events.values()]
     chunks = [chunk for column in ids for chunk in column.chunks]
     unique = pc.unique(pa.chunked_array(chunks, pa.string()))
-    user_ids = unique.take(pc.array_sort_indices(unique))
-    rows = {name: sort_events(table, user_ids) for name, table in events.items()}
-    return Shard(user_ids, rows, _align_users(tables.get("users"), user_ids))
+    return unique.take(pc.array_sort_indices(unique))
 
 
 def sort_events(table: pa.Table, user_ids: pa.Array) -> EventRows:

@@ -1,0 +1,194 @@
+"""A slow and obvious second way to the features, one example at a time in plain Python.
+
+The leakage check and the tests compare the vectorised joins with it. It shares no code with them but the vocabularies,
+the catalogue and the tokens of a query.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from features.encoding import Encoder
+from features.feature_lists import FeatureListConfig
+from features.search_tokens import search_tokens
+from features.spec import Feature, Kind
+
+Row = Mapping[str, Any]
+"""A row of a table, column → value; event rows hold `time_us`, None where only the order is known."""
+
+
+@dataclass(frozen=True)
+class PlainRequest:
+    """One example: what is asked, and everything that was known.
+
+    Args:
+      snapshot_us: microseconds since the epoch.
+      video_id: the candidate.
+      watches, impressions, searches: the user's raw rows strictly before the snapshot, in any order but that of the
+        table where times and orders are equal.
+      user: the user's row or None.
+      row: the request's row without its outcome.
+      example_age_s: seconds or None.
+    """
+
+    snapshot_us: int
+    video_id: str
+    watches: Sequence[Row] = ()
+    impressions: Sequence[Row] = ()
+    searches: Sequence[Row] = ()
+    user: Row | None = None
+    row: Row = field(default_factory=dict)
+    example_age_s: float | None = None
+
+
+class Lookups:
+    """The encoder's tables as dictionaries."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        self.rows = {
+            space: {value: row for row, value in enumerate(vocabulary.ids.to_pylist(), 1)}
+            for space, vocabulary in encoder.vocabularies.items()
+        }
+        videos = encoder.catalogue["video_id"].to_pylist()
+        self._position = {video: position for position, video in enumerate(videos)}
+        self._catalogue = encoder.catalogue
+
+    def row(self, space: str | None, value: Any) -> int:
+        if isinstance(value, bool):
+            value = str(value).lower()
+        return self.rows[str(space)].get(None if value is None else str(value), 0)
+
+    def of_video(self, video: str, column: str) -> Any:
+        """The catalogue's entry, None where it does not hold the video."""
+        position = self._position.get(video)
+        return None if position is None else self._catalogue[column][position].as_py()
+
+    def upload_us(self, video: str) -> int | None:
+        position = self._position.get(video)
+        return None if position is None else self._catalogue["upload_time"].cast("int64")[position].as_py()
+
+
+def oldest_first(rows: Sequence[Row]) -> list[Row]:
+    """Event rows in the order of history, without those that tell an event again."""
+    ordered = sorted(rows, key=lambda row: (row["time_us"] is not None, row["time_us"] or 0, row.get("order") or 0))
+    kept: list[Row] = []
+    told: set[str] = set()
+    for row in ordered:
+        name = row.get("impression_id")
+        if name is not None:
+            if name in told:
+                continue
+            told.add(name)
+        elif "video_id" in row and _moment(row) is not None:
+            same = [other for other in ordered if _moment(other) == _moment(row)]
+            if any(other.get("impression_id") is not None for other in same) or same[0] is not row:
+                continue
+        kept.append(row)
+    return kept
+
+
+def _moment(row: Row) -> tuple | None:
+    if row["time_us"] is not None:
+        return row["video_id"], row["time_us"]
+    return None if "order" not in row else (row["video_id"], None, row["order"] or 0)
+
+
+def reference_value(feature: Feature, request: PlainRequest, lookups: Lookups, lists: FeatureListConfig) -> Any:
+    """The feature's value: a row, a list of rows, or a float (NaN where missing)."""
+    room, name = feature.source.split(".", 1)
+    if room == "history":
+        return _history(feature, name, request, lookups, lists)
+    if feature.source == "request.example_age":
+        return request.example_age_s
+    if room == "videos":
+        if name == "video_id":
+            return lookups.of_video(request.video_id, str(feature.id_space)) or 0
+        value = lookups.of_video(request.video_id, name)
+        if feature.kind == Kind.CONTINUOUS:
+            return math.nan if value is None else float(value)
+        return (value or [])[: feature.max_length] if feature.multivalent else value or 0
+    value = request.row.get(name) if room == "request" else (request.user or {}).get(name)
+    return _encode(feature, value, lookups)
+
+
+def reference_hour(feature: Feature, snapshot_us: int, utc_offset_s: float, lookups: Lookups) -> int:
+    """The row of the local hour."""
+    return lookups.row(feature.id_space, math.floor((snapshot_us / 1e6 + utc_offset_s) / 3600) % 24)
+
+
+def _encode(feature: Feature, value: Any, lookups: Lookups) -> Any:
+    if feature.kind == Kind.CONTINUOUS:
+        values = [v for v in (value if isinstance(value, list) else [value]) if v is not None]
+        return max((float(v) for v in values), default=math.nan)
+    if feature.multivalent:
+        values = value if isinstance(value, list) else [value] * (value is not None)
+        return [lookups.row(feature.id_space, v) for v in values][: feature.max_length]
+    return lookups.row(feature.id_space, value)
+
+
+def _history(
+    feature: Feature, name: str, request: PlainRequest, lookups: Lookups, lists: FeatureListConfig
+) -> float | int | list[int]:
+    watches = oldest_first(request.watches)[-lists.watch_window :]
+    shown = oldest_first(request.impressions)[-lists.impression_window :]
+    searches = oldest_first(request.searches)[-lists.search_window :]
+    length = feature.max_length or 0
+    match name:
+        case "watched_video_ids":
+            rows = [lookups.of_video(watch["video_id"], str(feature.id_space)) or 0 for watch in watches]
+            return rows[-length:]
+        case "last_watched_video_id":
+            return (lookups.of_video(watches[-1]["video_id"], str(feature.id_space)) or 0) if watches else 0
+        case "search_tokens" | "last_search_tokens":
+            queries = [search["query"] for search in (searches if name == "search_tokens" else searches[-1:])]
+            tokens = [token for query in queries for token in search_tokens(pa.array([query], pa.string()))[0].as_py()]
+            return sorted(lookups.row("search_token", token) for token in tokens[-length:])
+        case "watch_count":
+            return len(watches)
+        case "impression_count":
+            return len(shown)
+        case "seconds_since_last_watch":
+            return _since(watches, request.snapshot_us)
+        case "mean_watch_time_s":
+            times = [np.float32(w["watch_time_s"]) for w in watches if _ended(w, request.snapshot_us)]
+            return math.fsum(times) / len(times) if times else math.nan
+        case "click_rate":
+            known = [row["clicked"] for row in shown if row["clicked"] is not None]
+            return sum(known) / len(known) if known else math.nan
+        case "video_age_s":
+            upload = lookups.upload_us(request.video_id)
+            return math.nan if upload is None else (request.snapshot_us - upload) / 1e6
+    events = shown if "impression" in name or "click" in name else watches
+    matching = [row for row in events if _similar(name, row["video_id"], request.video_id, lookups)]
+    if name.startswith("seconds_since"):
+        return _since(matching, request.snapshot_us)
+    if name == "uploader_click_count":
+        matching = [row for row in matching if row["clicked"]]
+    return len(matching)
+
+
+def _similar(name: str, video: str, candidate: str, lookups: Lookups) -> bool:
+    if "uploader" in name:
+        uploader = lookups.of_video(candidate, "uploader_id") or 0
+        return uploader != 0 and lookups.of_video(video, "uploader_id") == uploader
+    if "topic" in name:
+        topics = set(lookups.of_video(candidate, "topics") or []) - {0}
+        return bool(topics & set(lookups.of_video(video, "topics") or []))
+    return video == candidate and lookups.of_video(video, "video_id") is not None
+
+
+def _since(rows: Sequence[Row], snapshot_us: int) -> float:
+    if not rows or rows[-1]["time_us"] is None:
+        return math.nan
+    return (snapshot_us - rows[-1]["time_us"]) / 1e6
+
+
+def _ended(watch: Row, snapshot_us: int) -> bool:
+    length = watch.get("watch_time_s")
+    if length is None or math.isnan(length):
+        return False
+    return watch["time_us"] is None or watch["time_us"] + round(float(np.float32(length)) * 1e6) <= snapshot_us

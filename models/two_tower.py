@@ -84,6 +84,74 @@ class TwoTowerConfig(Settings):
         return tuple(self.dimension * 2**above for above in reversed(range(self.depth)))
 
 
+class VideoTower(tf_keras.layers.Layer):
+    """Output video embeddings plus those of the video's attributes.
+
+    Args:
+      config: of the model.
+      vocabulary_sizes: id space -> number of ids.
+      num_classes: number of videos of the vocabulary.
+      class_attributes: as in `TwoTower`.
+    """
+
+    def __init__(
+        self,
+        config: TwoTowerConfig,
+        vocabulary_sizes: Mapping[str, int],
+        num_classes: int,
+        class_attributes: Mapping[str, np.ndarray],
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.config = config
+        self.video_table = EmbeddingTable(num_classes, config.dimension, name="output_video_embeddings")
+        used = {column: space for column, space in config.output_attributes.items() if column in class_attributes}
+        self.spaces = used
+        self.attribute_tables = {
+            space: EmbeddingTable(_size(vocabulary_sizes, space), config.dimension, name=f"output_{space}_embeddings")
+            for space in sorted(set(used.values()))
+        }
+        self.attribute_rows: dict[str, tf.Variable] = {}
+        self.attribute_shapes: dict[str, list[int]] = {}
+        for column in used:
+            rows = np.asarray(class_attributes[column], np.int32)
+            if len(rows) != num_classes + 1:
+                raise ConfigError(
+                    f"two-tower model: expected {num_classes + 1} rows of attribute {column!r} (row 0 and one per "
+                    f"video of the vocabulary), found {len(rows)}; make them from the catalogue of the same run"
+                )
+            self.attribute_rows[column] = self.add_weight(
+                f"{column}_rows", shape=rows.shape, dtype=tf.int32, initializer="zeros", trainable=False
+            )
+            self.attribute_rows[column].assign(rows)
+            self.attribute_shapes[column] = list(rows.shape)
+        self.built = True
+
+    def attributes_of(self, rows: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Attributes of classes: `[n]` rows -> column -> `[n]` or `[n, length]` int32."""
+        return {column: tf.nn.embedding_lookup(table, rows) for column, table in self.attribute_rows.items()}
+
+    def call(self, rows: tf.Tensor, attributes: Mapping[str, tf.Tensor], training: bool = False) -> tf.Tensor:
+        """Vectors of videos.
+
+        Args:
+          rows: `[n]` int32, 0 for a video without a class.
+          attributes: column -> `[n]` or `[n, length]` int32; further columns are not looked at.
+          training: whether `id_dropout` is applied.
+
+        Returns:
+          `[n, dimension]` float32.
+        """
+        vectors = tf.cast(self.video_table(rows), tf.float32)
+        if training and self.config.id_dropout and self.spaces:
+            kept = tf.random.uniform(tf.shape(rows)) >= self.config.id_dropout
+            vectors *= tf.cast(kept, tf.float32)[:, tf.newaxis]
+        for column, space in self.spaces.items():
+            table, values = self.attribute_tables[space], attributes[column]
+            vectors += tf.cast(table(values) if values.shape.rank == 1 else table.bag(values), tf.float32)
+        return tf.math.l2_normalize(vectors, axis=1) if self.config.normalized else vectors
+
+
 class TwoTower(CandidateGenerator):
     """See the module's text.
 
@@ -124,12 +192,7 @@ class TwoTower(CandidateGenerator):
             self.hidden.append(layer)
             width = units
 
-        self.video_table = EmbeddingTable(num_classes, config.dimension, name="output_video_embeddings")
-        self.attribute_rows: dict[str, tf.Variable] = {}
-        self.attribute_tables: dict[str, EmbeddingTable] = {}
-        for column, rows in (class_attributes or {}).items():
-            if column in config.output_attributes:
-                self._add_attribute(column, config.output_attributes[column], np.asarray(rows, np.int32))
+        self.video_tower = VideoTower(config, self.vocabulary_sizes, num_classes, class_attributes or {})
         self.built = True
 
     def _dimension(self, space: str) -> int:
@@ -143,21 +206,6 @@ class TwoTower(CandidateGenerator):
         if feature.kind == Kind.CATEGORICAL:
             return self.embeddings.dimension(feature)
         return 3 if name in self.config.power_features else 1
-
-    def _add_attribute(self, column: str, space: str, rows: np.ndarray) -> None:
-        if len(rows) != self.num_classes + 1:
-            raise ConfigError(
-                f"two-tower model: expected {self.num_classes + 1} rows of attribute {column!r} (row 0 and one per "
-                f"video of the vocabulary), found {len(rows)}; make them from the catalogue of the same run"
-            )
-        self.attribute_rows[column] = self.add_weight(
-            f"{column}_rows", shape=rows.shape, dtype=tf.int32, initializer="zeros", trainable=False
-        )
-        self.attribute_rows[column].assign(rows)
-        if space not in self.attribute_tables:
-            self.attribute_tables[space] = EmbeddingTable(
-                _size(self.vocabulary_sizes, space), self.dimension, name=f"output_{space}_embeddings"
-            )
 
     def query_embeddings(self, features: Mapping[str, tf.Tensor], training: bool = False) -> tf.Tensor:
         parts = []
@@ -180,33 +228,21 @@ class TwoTower(CandidateGenerator):
         return tf.math.l2_normalize(queries, axis=1) / self.config.temperature if self.config.normalized else queries
 
     def class_embeddings(self, rows: tf.Tensor, training: bool = False) -> tf.Tensor:
-        attributes = {column: tf.gather(table, rows) for column, table in self.attribute_rows.items()}
-        return self._video_vectors(rows, attributes, training)
+        return self.video_tower(rows, self.video_tower.attributes_of(rows), training=training)
 
     def video_embeddings(self, columns: Mapping[str, tf.Tensor]) -> tf.Tensor:
-        return self._video_vectors(columns["video"], columns, training=False)
+        return self.video_tower(columns["video"], columns)
 
     @property
     def video_columns(self) -> tuple[str, ...]:
-        return ("video", *self.attribute_rows)
-
-    def _video_vectors(self, rows: tf.Tensor, attributes: Mapping[str, tf.Tensor], training: bool) -> tf.Tensor:
-        vectors = tf.cast(self.video_table(rows), tf.float32)
-        if training and self.config.id_dropout and self.attribute_rows:
-            kept = tf.random.uniform(tf.shape(rows)) >= self.config.id_dropout
-            vectors *= tf.cast(kept, tf.float32)[:, tf.newaxis]
-        for column in self.attribute_rows:
-            table = self.attribute_tables[self.config.output_attributes[column]]
-            values = attributes[column]
-            vectors += tf.cast(table(values) if values.shape.rank == 1 else table.bag(values), tf.float32)
-        return tf.math.l2_normalize(vectors, axis=1) if self.config.normalized else vectors
+        return ("video", *self.video_tower.attribute_rows)
 
     def description(self) -> dict[str, Any]:
         """What `from_description` needs besides the specification and the weights; JSON-serialisable."""
         return {
             "config": self.config.model_dump(mode="json"),
             "vocabulary_sizes": self.vocabulary_sizes,
-            "attribute_shapes": {column: rows.shape.as_list() for column, rows in self.attribute_rows.items()},
+            "attribute_shapes": self.video_tower.attribute_shapes,
         }
 
     @classmethod

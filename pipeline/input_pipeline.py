@@ -284,9 +284,10 @@ def training_dataset(
 
 
 def finished(dataset: tf.data.Dataset, config: InputConfig, transform: Transform | None) -> tf.data.Dataset:
-    """A dataset of batches, transformed and made ahead of the training step."""
+    """An endless dataset of batches, transformed and made ahead of the training step."""
     if transform is not None:
         dataset = dataset.map(transform)
+    dataset = dataset.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY))
     return dataset.prefetch(config.prefetch_batches).with_options(dataset_options())
 
 

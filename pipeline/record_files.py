@@ -51,7 +51,7 @@ def records_dataset(
     folder: Path,
     signature: Signature,
     batch_size: int,
-    seed: int,
+    seed: int | None,
     config: InputConfig,
     transform: Transform | None = None,
     shard: tuple[int, int] = (0, 1),

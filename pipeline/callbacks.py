@@ -1,0 +1,206 @@
+"""What happens during training besides the steps: progress, evaluation with early stopping, checkpoints."""
+
+import json
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import tf_keras
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from pipeline.model_folder import weights_checkpoint
+
+Evaluate = Callable[[], dict[str, float]]
+"""Computes validation metrics of the model in its present state."""
+
+_NOT_SHOWN = {"loss", "total_loss", "regularization_loss", "learning_rate"}
+
+
+class TrainingProgress(tf_keras.callbacks.Callback):
+    """A bar with the metrics, examples per second and the time left; where there is no terminal, a line per epoch.
+
+    Step times are taken here, between the first and the last step of an epoch, so that they hold no tracing,
+    evaluation or shutdown.
+
+    Args:
+      batch_size: examples of a step, over all replicas.
+      per_step: whether callbacks run in each step (a parameter server strategy runs many steps at once).
+      console: where to print.
+    """
+
+    def __init__(self, batch_size: int, per_step: bool = True, console: Console | None = None) -> None:
+        super().__init__()
+        self._batch_size = batch_size
+        self._console = console or Console(file=sys.stderr)
+        self._progress: Progress | None = None
+        self._task: Any = None
+        self._shown = 0.0
+        self.examples_per_second: list[float] = []  # by epoch
+        if per_step:
+            self.on_train_batch_end = self._step_end
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        if self._console.is_terminal:
+            columns = (TextColumn("epoch {task.fields[epoch]}"), BarColumn(), MofNCompleteColumn())
+            tail = (TextColumn("{task.fields[text]}"), TimeRemainingColumn())
+            self._progress = Progress(*columns, *tail, console=self._console, transient=True)
+            self._progress.start()
+            total = self.params["epochs"] * self.params["steps"]
+            self._task = self._progress.add_task("", total=total, text="", epoch=1)
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        self._began = time.perf_counter()
+        self._first_step_ended: float | None = None
+        self._first_step = self._last_step = 0
+        self._epoch = epoch
+
+    def _step_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        now = time.perf_counter()
+        if self._first_step_ended is None:
+            self._first_step_ended, self._first_step = now, batch
+        self._last_step_ended, self._last_step = now, batch
+        if self._progress is not None and now - self._shown > 0.2:
+            self._shown = now
+            self._progress.update(
+                self._task,
+                completed=self._epoch * self.params["steps"] + batch + 1,
+                epoch=self._epoch + 1,
+                text=f"{_metrics_text(logs)}, {self._rate():,.0f} examples/s",
+            )
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        self.examples_per_second.append(self._rate())
+        line = f"epoch {epoch + 1}/{self.params['epochs']}: {_metrics_text(logs)}"
+        line += f", {self.examples_per_second[-1]:,.0f} examples/s, {time.perf_counter() - self._began:.1f} s"
+        (self._progress.console if self._progress else self._console).print(line, highlight=False, soft_wrap=True)
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Removes the bar; also after an error."""
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+    def _rate(self) -> float:
+        """Examples per second of this epoch: between its first and last step where these were seen."""
+        steps = self._last_step - self._first_step
+        if self._first_step_ended is None or not steps:
+            return self.params["steps"] * self._batch_size / max(time.perf_counter() - self._began, 1e-9)
+        return steps * self._batch_size / max(self._last_step_ended - self._first_step_ended, 1e-9)
+
+
+def _metrics_text(logs: dict[str, Any] | None) -> str:
+    return ", ".join(
+        f"{name} {float(np.mean(value)):.4f}" for name, value in (logs or {}).items() if name not in _NOT_SHOWN
+    )
+
+
+class Validation(tf_keras.callbacks.Callback):
+    """Evaluates after each epoch, keeps the weights of the best one and stops when it does not get better.
+
+    Args:
+      evaluate: gives the metrics of the present weights, greater is better for `monitor`.
+      monitor: the metric that decides.
+      patience: epochs without a better value before training stops; None never stops.
+      folder: where the best weights are kept during training.
+    """
+
+    def __init__(self, evaluate: Evaluate, monitor: str, patience: int | None, folder: Path) -> None:
+        super().__init__()
+        self._evaluate = evaluate
+        self._monitor = monitor
+        self._patience = patience
+        self._prefix = str(folder / "best")
+        folder.mkdir(parents=True, exist_ok=True)
+        self.best_epoch = 0  # 1 is the first; 0: none yet
+        self.best_value = -np.inf
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        metrics = self._evaluate()
+        if logs is not None:
+            logs.update(metrics)
+        if metrics[self._monitor] > self.best_value:
+            self.best_epoch, self.best_value = epoch + 1, metrics[self._monitor]
+            weights_checkpoint(self.model).write(self._prefix)
+        elif self._patience is not None and epoch + 1 - self.best_epoch >= self._patience:
+            self.model.stop_training = True
+
+    def restore_best(self) -> None:
+        """Puts the weights of the best epoch back."""
+        if self.best_epoch:
+            weights_checkpoint(self.model).read(self._prefix).assert_consumed()
+
+
+class Resume(tf_keras.callbacks.Callback):
+    """A checkpoint of model, optimizer, history and validation after each epoch, from which a killed run goes on.
+
+    Args:
+      folder: of the checkpoints; removed by `done`.
+      validation: whose state is kept too, or None.
+      chief: whether this process is the one whose checkpoints are read again.
+    """
+
+    STATE = "state.json"
+
+    def __init__(self, folder: Path, validation: Validation | None, chief: bool = True) -> None:
+        super().__init__()
+        self._folder = folder if chief else folder / "other-workers"
+        self._read_folder = folder
+        self._validation = validation
+        self.history: dict[str, list[float]] = {}
+
+    def restore(self, model: tf_keras.Model) -> int:
+        """Puts back what the last whole checkpoint holds and returns the number of epochs done."""
+        state_file = self._read_folder / self.STATE
+        if not state_file.is_file():
+            return 0
+        state = json.loads(state_file.read_text())
+        model.optimizer.build(model.trainable_variables)
+        checkpoint = tf.train.Checkpoint(weights=weights_checkpoint(model), optimizer=model.optimizer)
+        checkpoint.read(str(self._read_folder / state["checkpoint"])).assert_existing_objects_matched()
+        self.history = state["history"]
+        if self._validation is not None:
+            self._validation.best_epoch = state["best_epoch"]
+            self._validation.best_value = state["best_value"]
+        return int(state["epochs"])
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        for name, value in (logs or {}).items():
+            self.history.setdefault(name, []).append(float(np.mean(value)))
+        name = f"epoch-{epoch + 1}"
+        self._folder.mkdir(parents=True, exist_ok=True)
+        tf.train.Checkpoint(weights=weights_checkpoint(self.model), optimizer=self.model.optimizer).write(
+            str(self._folder / name)
+        )
+        state = {
+            "epochs": epoch + 1,
+            "checkpoint": name,
+            "history": self.history,
+            "best_epoch": self._validation.best_epoch if self._validation else 0,
+            "best_value": self._validation.best_value if self._validation else 0.0,
+            "stopped": bool(self.model.stop_training),
+        }
+        # The state file is what makes a checkpoint whole; the one before is removed after it.
+        temporary = self._folder / f".{self.STATE}"
+        temporary.write_text(json.dumps(state))
+        temporary.replace(self._folder / self.STATE)
+        for path in self._folder.glob("epoch-*"):
+            if not path.name.startswith(f"{name}."):
+                path.unlink()
+
+    def stopped(self) -> bool:
+        """Whether the run that left the checkpoint had come to its end."""
+        state_file = self._read_folder / self.STATE
+        return state_file.is_file() and bool(json.loads(state_file.read_text())["stopped"])
+
+    def done(self) -> None:
+        """Removes the checkpoints."""
+        shutil.rmtree(self._folder, ignore_errors=True)

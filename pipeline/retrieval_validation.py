@@ -1,0 +1,76 @@
+"""The retrieval metrics that early stopping watches: over all videos of the vocabulary, ties against the model."""
+
+from collections.abc import Callable
+
+import numpy as np
+import tensorflow as tf
+
+from features.spec import Kind, Side
+from models.candidate_generator import LABEL, CandidateGenerator
+from pipeline.input_pipeline import Arrays, ExampleColumns
+
+
+def retrieval_map(
+    model: CandidateGenerator, columns: ExampleColumns, k: int = 20, recall_at: int = 100, batch_size: int = 512
+) -> dict[str, float]:
+    """MAP@k and recall of the label videos of a part, each example counting once.
+
+    A label outside the vocabulary is a miss. Features with a serving value have it here too.
+
+    Args:
+      model: with one relevant video per example, average precision is 1 / rank.
+      columns: features and `label`.
+      k: cut-off of MAP.
+      recall_at: cut-off of recall.
+      batch_size: examples scored at once; memory is this times the number of videos.
+
+    Returns:
+      `{"MAP@<k>": ..., "recall@<recall_at>": ...}`.
+    """
+    return ranked_by(ranks(model, columns, batch_size), k, recall_at)
+
+
+def ranked_by(label_ranks: np.ndarray, k: int, recall_at: int) -> dict[str, float]:
+    """The metrics of `retrieval_map` from ranks (from 1; 0 a miss)."""
+    hit = label_ranks > 0
+    precision = np.where(hit & (label_ranks <= k), 1 / np.maximum(label_ranks, 1), 0.0)
+    return {
+        f"MAP@{k}": float(precision.mean()),
+        f"recall@{recall_at}": float((hit & (label_ranks <= recall_at)).mean()),
+    }
+
+
+def ranks(model: CandidateGenerator, columns: ExampleColumns, batch_size: int = 512) -> np.ndarray:
+    """Rank from 1 of each label among all videos of the vocabulary, int64 `[rows]`; 0 for a label of row 0."""
+    vectors = class_vectors(model)
+
+    @tf.function(reduce_retracing=True)
+    def rank(features: dict[str, tf.Tensor], labels: tf.Tensor) -> tf.Tensor:
+        queries = model.query_embeddings(features)
+        scores = tf.matmul(queries, vectors, transpose_b=True)
+        # The label's score is taken from the same product: another order of summation could differ in the last bit.
+        own = tf.gather(scores, tf.maximum(labels - 1, 0), axis=1, batch_dims=1)
+        return tf.where(labels > 0, tf.math.count_nonzero(scores >= own[:, tf.newaxis], axis=1), 0)
+
+    parts = [
+        rank(serving_features(model, batch), tf.constant(batch[LABEL])).numpy() for batch in columns.ordered(batch_size)
+    ]
+    return np.concatenate(parts)
+
+
+def serving_features(model: CandidateGenerator, batch: Arrays) -> dict[str, tf.Tensor]:
+    """The query features of a batch, with the fixed serving value where a feature has one."""
+    features = {}
+    for feature in model.spec.side(Side.QUERY):
+        values = batch[feature.name]
+        if feature.kind == Kind.CONTINUOUS and feature.serving_value is not None:
+            values = np.full_like(values, feature.serving_value)
+        features[feature.name] = tf.constant(values)
+    return features
+
+
+def class_vectors(model: CandidateGenerator, at_once: int = 65_536) -> tf.Tensor:
+    """Vectors of all videos of the vocabulary, `[num_classes, dimension]`."""
+    embed: Callable[[tf.Tensor], tf.Tensor] = tf.function(model.class_embeddings, reduce_retracing=True)
+    starts = range(1, model.num_classes + 1, at_once)
+    return tf.concat([embed(tf.range(s, min(s + at_once, model.num_classes + 1))) for s in starts], axis=0)

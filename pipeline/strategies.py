@@ -1,0 +1,71 @@
+"""Distribution strategies by configuration (`tf.distribute`)."""
+
+import json
+import os
+from enum import StrEnum
+
+import tensorflow as tf
+
+from features.errors import ConfigError
+
+
+class StrategyName(StrEnum):
+    """Where a model is trained.
+
+    The two strategies of several machines read the cluster from the environment variable `TF_CONFIG`, as TensorFlow
+    defines it.
+    """
+
+    ONE_DEVICE = "one_device"
+    MIRRORED = "mirrored"  # all GPUs of this machine (or its logical CPUs), synchronous
+    MULTI_WORKER = "multi_worker"  # the same program on every machine, synchronous
+    PARAMETER_SERVER = "parameter_server"  # this program coordinates workers; tables are sharded over servers
+    TPU = "tpu"  # not measured
+
+
+def make_strategy(
+    name: StrategyName, tpu_address: str = "", min_shard_bytes: int = 256 << 10
+) -> tf.distribute.Strategy:
+    """The strategy of that name; several machines must be told of before any other TensorFlow operation.
+
+    Args:
+      name: see `StrategyName`.
+      tpu_address: of the TPU system; empty for a TPU attached to this machine.
+      min_shard_bytes: a parameter server's part of a variable is at least this large.
+
+    Raises:
+      ConfigError: there is no cluster in `TF_CONFIG` where one is needed.
+    """
+    if name == StrategyName.ONE_DEVICE:
+        return tf.distribute.get_strategy()
+    if name == StrategyName.MIRRORED:
+        logical = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
+        return tf.distribute.MirroredStrategy([device.name for device in logical])
+    if name == StrategyName.TPU:
+        resolver = tf.distribute.cluster_resolver.TPUClusterResolver(tpu=tpu_address)
+        tf.config.experimental_connect_to_cluster(resolver)
+        tf.tpu.experimental.initialize_tpu_system(resolver)
+        return tf.distribute.TPUStrategy(resolver)
+    cluster = json.loads(os.environ.get("TF_CONFIG") or "{}").get("cluster", {})
+    needed = ("worker", "ps") if name == StrategyName.PARAMETER_SERVER else ("worker",)
+    if not all(cluster.get(role) for role in needed):
+        raise ConfigError(
+            f"training strategy {name}: expected TF_CONFIG with a cluster of {' and '.join(needed)} tasks, found "
+            f"{sorted(cluster) or 'none'}; set TF_CONFIG for every process, or choose one_device or mirrored"
+        )
+    if name == StrategyName.MULTI_WORKER:
+        return tf.distribute.MultiWorkerMirroredStrategy()
+    partitioner = tf.distribute.experimental.partitioners.MinSizePartitioner(min_shard_bytes, len(cluster["ps"]))
+    return tf.distribute.ParameterServerStrategy(
+        tf.distribute.cluster_resolver.TFConfigClusterResolver(), variable_partitioner=partitioner
+    )
+
+
+def is_chief(strategy: tf.distribute.Strategy) -> bool:
+    """Whether this process publishes what was trained: all but the further workers of `multi_worker`."""
+    resolver = strategy.cluster_resolver
+    if resolver is None or resolver.task_type is None:
+        return True
+    if resolver.task_type == "worker" and "chief" not in resolver.cluster_spec().jobs:
+        return resolver.task_id == 0
+    return resolver.task_type == "chief"

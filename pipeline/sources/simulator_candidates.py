@@ -48,6 +48,7 @@ class Candidates:
         keep = np.ones((2, len(SOURCE_NAMES)))
         keep[:, UPLOADER] = config.loyalty
         keep[:, SERIES] = [0.0, config.series]
+        keep[:, RELATED] = config.related
         kept = table * keep
         kept[..., TASTE] += (table - kept).sum(-1)
         return kept

@@ -57,6 +57,7 @@ class SimulatorConfig(Settings):
     churn: float = _switch("a video shown before and ignored is clicked less")
     position: float = _switch("lower places on a page are looked at less")
     loyalty: float = _switch("users return to their favourite uploaders", 1.0)
+    related: float = _switch("watch-next pages show videos related to the one just watched", 1.0)
     language: float = _switch("users prefer videos in their own language")
     duration_fit: float = _switch("devices have preferred durations; a wrong one weakens choice and completion")
     rewatch: float = _switch("a recently watched video is chosen less")

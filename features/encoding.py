@@ -105,9 +105,9 @@ def numbers(values: pa.Array | pa.ChunkedArray) -> np.ndarray:
 
 
 def first_of_lists(lists: pa.ListArray, length: int) -> pa.ListArray:
-    """The first `length` values of every list."""
+    """The first `length` values of every list; a null list becomes empty."""
     lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False)
-    if len(lengths) == 0 or lengths.max() <= length:
+    if lists.null_count == 0 and lengths.max(initial=0) <= length:
         return lists
     rank = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     return _lists(lists.flatten().to_numpy(zero_copy_only=False)[rank < length], np.minimum(lengths, length))

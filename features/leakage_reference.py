@@ -7,6 +7,7 @@ the catalogue and the tokens of a query.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from features.encoding import Encoder
 from features.feature_lists import FeatureListConfig
 from features.search_tokens import search_tokens
 from features.spec import Feature, Kind
+from features.tables import TIMESTAMP
 
 Row = Mapping[str, Any]
 """A row of a table, column → value; event rows hold `time_us`, None where only the order is known."""
@@ -44,6 +46,18 @@ class PlainRequest:
     row: Row = field(default_factory=dict)
     example_age_s: float | None = None
 
+    @cached_property
+    def watch_history(self) -> list[Row]:
+        return oldest_first(self.watches)
+
+    @cached_property
+    def impression_history(self) -> list[Row]:
+        return oldest_first(self.impressions)
+
+    @cached_property
+    def search_history(self) -> list[Row]:
+        return oldest_first(self.searches)
+
 
 class Lookups:
     """The encoder's tables as dictionaries."""
@@ -55,7 +69,8 @@ class Lookups:
         }
         videos = encoder.catalogue["video_id"].to_pylist()
         self._position = {video: position for position, video in enumerate(videos)}
-        self._catalogue = encoder.catalogue
+        self._catalogue = encoder.catalogue.combine_chunks()
+        self._found: dict[tuple[str, str], Any] = {}
 
     def row(self, space: str | None, value: Any) -> int:
         if isinstance(value, bool):
@@ -64,17 +79,21 @@ class Lookups:
 
     def of_video(self, video: str, column: str) -> Any:
         """The catalogue's entry, None where it does not hold the video."""
-        position = self._position.get(video)
-        return None if position is None else self._catalogue[column][position].as_py()
-
-    def upload_us(self, video: str) -> int | None:
-        position = self._position.get(video)
-        return None if position is None else self._catalogue["upload_time"].cast("int64")[position].as_py()
+        if video not in self._position:
+            return None
+        if (video, column) not in self._found:
+            value = self._catalogue[column][self._position[video]]
+            is_time = pa.types.is_timestamp(value.type)
+            self._found[video, column] = value.cast(TIMESTAMP).value if is_time else value.as_py()
+        return self._found[video, column]
 
 
 def oldest_first(rows: Sequence[Row]) -> list[Row]:
     """Event rows in the order of history, without those that tell an event again."""
     ordered = sorted(rows, key=lambda row: (row["time_us"] is not None, row["time_us"] or 0, row.get("order") or 0))
+    same_moment: dict[tuple | None, list[Row]] = {}
+    for row in ordered:
+        same_moment.setdefault(_moment(row), []).append(row)
     kept: list[Row] = []
     told: set[str] = set()
     for row in ordered:
@@ -83,8 +102,8 @@ def oldest_first(rows: Sequence[Row]) -> list[Row]:
             if name in told:
                 continue
             told.add(name)
-        elif "video_id" in row and _moment(row) is not None:
-            same = [other for other in ordered if _moment(other) == _moment(row)]
+        elif _moment(row) is not None:
+            same = same_moment[_moment(row)]
             if any(other.get("impression_id") is not None for other in same) or same[0] is not row:
                 continue
         kept.append(row)
@@ -92,6 +111,9 @@ def oldest_first(rows: Sequence[Row]) -> list[Row]:
 
 
 def _moment(row: Row) -> tuple | None:
+    """Video and moment; None for searches and where the moment is not known."""
+    if "video_id" not in row:
+        return None
     if row["time_us"] is not None:
         return row["video_id"], row["time_us"]
     return None if "order" not in row else (row["video_id"], None, row["order"] or 0)
@@ -133,9 +155,9 @@ def _encode(feature: Feature, value: Any, lookups: Lookups) -> Any:
 def _history(
     feature: Feature, name: str, request: PlainRequest, lookups: Lookups, lists: FeatureListConfig
 ) -> float | int | list[int]:
-    watches = oldest_first(request.watches)[-lists.watch_window :]
-    shown = oldest_first(request.impressions)[-lists.impression_window :]
-    searches = oldest_first(request.searches)[-lists.search_window :]
+    watches = request.watch_history[-lists.watch_window :]
+    shown = request.impression_history[-lists.impression_window :]
+    searches = request.search_history[-lists.search_window :]
     length = feature.max_length or 0
     match name:
         case "watched_video_ids":
@@ -160,7 +182,7 @@ def _history(
             known = [row["clicked"] for row in shown if row["clicked"] is not None]
             return sum(known) / len(known) if known else math.nan
         case "video_age_s":
-            upload = lookups.upload_us(request.video_id)
+            upload = lookups.of_video(request.video_id, "upload_time")
             return math.nan if upload is None else (request.snapshot_us - upload) / 1e6
     events = shown if "impression" in name or "click" in name else watches
     matching = [row for row in events if _similar(name, row["video_id"], request.video_id, lookups)]

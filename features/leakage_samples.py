@@ -78,12 +78,16 @@ class Sample:
                         i, "snapshot_timestamp", readable(found), readable(expected), "as of the request's start"
                     )
         again = self._made_again(requests)
+        plain = [self._plain_request(i, *request) for i, request in enumerate(requests)]
         for feature in self._features:
             stored = self._sample[feature.name].to_pylist()
             recomputed = again[feature.name].to_pylist()
             for i in range(len(self._sample)):
-                self._compare(i, feature, stored[i], recomputed[i])
-                self._compare(i, feature, stored[i], self._plainly(i, feature, requests[i]), plain=True)
+                if self._held_out(feature):
+                    self._check_held_out(i, feature, stored[i])
+                    continue
+                self._compare(i, feature, stored[i], recomputed[i], "by the same code from the log")
+                self._compare(i, feature, stored[i], self._plainly(feature, plain[i]), "one by one from the log")
         if "seen_video_ids" in self._sample.column_names:
             self._check_seen(snapshots_us)
         return len(self._features) * len(self._sample)
@@ -146,31 +150,33 @@ class Sample:
         requests_again = Histories(shard, self._encoder, self._lists).at(each, snapshot_us, candidates)
         return columns.of(requests_again, each)
 
-    def _plainly(self, i: int, feature: Feature, request: tuple[int, int, Row]) -> Any:
-        snapshot_us, _, row = request
-        if feature.source == "request.hour":
-            return reference_hour(feature, snapshot_us, self._stored.split.utc_offset_s, self._lookups)
+    def _plain_request(self, i: int, snapshot_us: int, number: int, row: Row) -> PlainRequest:
         known = {
             name: [r for _, r in self._rows.get(name, {}).get(self._users[i], []) if _before(r, snapshot_us)]
             for name in _EVENTS
         }
         user = self._rows.get("users", {}).get(self._users[i])
-        plain = PlainRequest(
-            snapshot_us, self._videos[i], **known, user=user[0][1] if user else None, row=row,
+        return PlainRequest(
+            snapshot_us,
+            self._videos[i],
+            **known,
+            user=user[0][1] if user else None,
+            row=row,
             example_age_s=self._age(i),
-        )  # fmt: skip
-        return reference_value(feature, plain, self._lookups, self._lists)
+        )
+
+    def _plainly(self, feature: Feature, request: PlainRequest) -> Any:
+        if feature.source == "request.hour":
+            return reference_hour(feature, request.snapshot_us, self._stored.split.utc_offset_s, self._lookups)
+        return reference_value(feature, request, self._lookups, self._lists)
 
     def _age(self, i: int) -> float:
         if self._ranks or self._part != Part.TRAIN:
             return 0.0
         return (self._stored.manifest["t_max_us"] - self._times[i]) / 1e6
 
-    def _compare(self, i: int, feature: Feature, stored: Any, recomputed: Any, plain: bool = False) -> None:
-        if self._held_out(feature):
-            self._check_held_out(i, feature, stored)
-        elif not _same(stored, recomputed):
-            how = "one by one from the log" if plain else "by the same code from the log"
+    def _compare(self, i: int, feature: Feature, stored: Any, recomputed: Any, how: str) -> None:
+        if not _same(stored, recomputed):
             raise self._leak(i, feature.name, stored, recomputed, how)
 
     def _held_out(self, feature: Feature) -> bool:

@@ -1,0 +1,246 @@
+"""The catalogue: every video with its rows and its encoded attributes, in the order of the index.
+
+One row per video: first the videos of the `video` vocabulary by their row (so that their position is their class), then
+all others by the bytes of their id. A video is in it when it is in that vocabulary, in the table of videos, or occurs in
+watches or impressions.
+
+Columns: `video_id`; `video` and `clicked_video` (int32 rows of those id spaces, where they exist); every column c of
+the table of videos by its type:
+
+- text, or the source of a categorical feature: `c` int32 rows of the feature's id space (list<int32> for lists; absent
+  where no feature uses it), and `c_raw` the text itself;
+- numbers and booleans: `c` float32, NaN where missing;
+- times: `c` as timestamp.
+"""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+
+from features.artifacts import publish
+from features.errors import ArtifactError, ConfigError, DataError
+from features.spec import FeatureSpec, Kind
+from features.tables import has_table, read_table, table_files
+from features.vocabulary import CountIds, Vocabulary, count_values
+
+VIDEO_SPACES = ("video", "clicked_video")
+"""Id spaces whose ids are video ids."""
+
+_HISTORY_SPACES = {"uploader_id": "uploader", "topics": "topic"}
+"""What derivations of the history compare, whether or not a feature shows it to a model."""
+
+
+def build_catalogue(
+    tables: Path,
+    output: Path,
+    vocabularies: Mapping[str, Vocabulary],
+    specs: Iterable[FeatureSpec],
+    manifest: Mapping[str, Any] | None = None,
+) -> "Catalogue":
+    """Publishes `<output>/catalogue/catalogue.parquet`; the manifest counts its videos by where they are known from.
+
+    Args:
+      tables: the run's canonical tables; that of videos may be absent.
+      output: the run's `features` folder.
+      vocabularies: id space -> vocabulary, with at least one of `VIDEO_SPACES`.
+      specs: the models' features; those of source `videos.*` say which columns are encoded.
+      manifest: entries to add to the manifest.
+
+    Raises:
+      ConfigError: two features want one column in different id spaces, or a feature's space has no vocabulary.
+      DataError: there is no video at all.
+    """
+    videos = read_table(tables, "videos") if has_table(tables, "videos") else None
+    listed = videos["video_id"] if videos is not None else pa.chunked_array([], pa.string())
+    space = next((space for space in VIDEO_SPACES if space in vocabularies), None)
+    if space is None:
+        raise ConfigError(f"catalogue: expected a vocabulary of {' or '.join(VIDEO_SPACES)}, found none")
+    ids = _in_order(_video_ids(tables, [listed, vocabularies[space].ids]), vocabularies[space])
+    if len(ids) == 0:
+        raise DataError(f"{tables}: expected videos in videos, watches or impressions, found none; check the source")
+    columns: dict[str, pa.Array | pa.ChunkedArray] = {"video_id": ids}
+    for space in VIDEO_SPACES:
+        if space in vocabularies:
+            columns[space] = pa.array(vocabularies[space].lookup(ids))
+    known = pc.index_in(ids, value_set=listed.combine_chunks())
+    if videos is not None:
+        clashing = sorted(set(VIDEO_SPACES) & set(videos.column_names))
+        if clashing:
+            raise ConfigError(
+                f"videos: a column named {clashing[0]!r} clashes with that id space; map it to another name"
+            )
+        attributes = videos.drop_columns("video_id").take(known)  # null where the table has no such video
+        columns |= _encoded(attributes, _spaces(specs, attributes.column_names, vocabularies), vocabularies)
+    counts = {"videos": len(ids), "not_in_videos_table": known.null_count}
+    counts |= {f"in_{space}": int((columns[space].to_numpy() > 0).sum()) for space in VIDEO_SPACES if space in columns}
+    with publish(Path(output) / "catalogue", {"counts": counts, **(manifest or {})}) as folder:
+        pq.write_table(pa.table(columns), folder / "catalogue.parquet")
+    return Catalogue(pa.table(columns))
+
+
+def _video_ids(tables: Path, listed: Iterable[pa.Array | pa.ChunkedArray]) -> pa.Array:
+    """Every video id of `listed` and of the event tables, once."""
+    counter = CountIds()
+    seen = counter.create_accumulator()
+    for ids in listed:
+        seen = counter.add_input(seen, count_values(ids))
+    for name in ("watches", "impressions"):
+        if has_table(tables, name):
+            files = [str(file) for file in table_files(tables, name)]
+            for batch in ds.dataset(files, format="parquet").to_batches(columns=["video_id"]):
+                seen = counter.add_input(seen, count_values(batch["video_id"]))
+    return counter.extract_output(seen)["id"].combine_chunks()
+
+
+def _in_order(ids: pa.Array, vocabulary: Vocabulary) -> pa.Array:
+    row = vocabulary.lookup(ids)
+    keys = pa.table({"row": np.where(row == 0, np.iinfo(np.int32).max, row), "id": ids})
+    return ids.take(pc.sort_indices(keys, sort_keys=[("row", "ascending"), ("id", "ascending")]))
+
+
+def _spaces(specs: Iterable[FeatureSpec], columns: Collection[str], vocabularies: Collection[str]) -> dict[str, str]:
+    """Column of videos -> the id space that encodes it."""
+    spaces: dict[str, str] = {}
+    for feature in (feature for spec in specs for feature in spec.kind(Kind.CATEGORICAL)):
+        table, column = feature.source.split(".", 1)
+        if table != "videos" or column == "video_id":
+            continue
+        space = str(feature.id_space)
+        if spaces.setdefault(column, space) != space:
+            raise ConfigError(
+                f"feature {feature.name!r}: id space {space!r} for videos.{column}, but another feature has it in "
+                f"{spaces[column]!r}; give both one id_space"
+            )
+        if space not in vocabularies:
+            raise ConfigError(f"feature {feature.name!r}: expected a vocabulary {space!r}; run the analysis again")
+    for column, space in _HISTORY_SPACES.items():
+        if column in columns and space in vocabularies:
+            spaces.setdefault(column, space)
+    return spaces
+
+
+def _encoded(
+    attributes: pa.Table, spaces: Mapping[str, str], vocabularies: Mapping[str, Vocabulary]
+) -> dict[str, pa.Array]:
+    columns: dict[str, pa.Array] = {}
+    for name, column in zip(attributes.column_names, attributes.columns, strict=True):
+        values = column.combine_chunks()
+        if name in spaces:
+            columns[name] = _rows(values, vocabularies[spaces[name]])
+        if name in spaces or _is_text(values.type):
+            columns[f"{name}_raw"] = values
+        elif pa.types.is_timestamp(values.type):
+            columns[name] = values
+        elif pa.types.is_boolean(values.type):
+            columns[name] = _numbers(values.cast(pa.uint8()))
+        elif pa.types.is_integer(values.type) or pa.types.is_floating(values.type):
+            columns[name] = _numbers(values)
+    return columns
+
+
+def _is_text(dtype: pa.DataType) -> bool:
+    return _is_list(dtype) or pa.types.is_string(dtype) or pa.types.is_large_string(dtype)
+
+
+def _is_list(dtype: pa.DataType) -> bool:
+    return pa.types.is_list(dtype) or pa.types.is_large_list(dtype)
+
+
+def _numbers(values: pa.Array) -> pa.Array:
+    return pc.fill_null(values.cast(pa.float32(), safe=False), np.nan)
+
+
+def _rows(values: pa.Array, vocabulary: Vocabulary) -> pa.Array:
+    """int32 rows, or lists of them (empty where null)."""
+    if not _is_list(values.type):
+        return pa.array(vocabulary.lookup(values.cast(pa.string())))
+    lengths = pc.fill_null(pc.list_value_length(values), 0).to_numpy(zero_copy_only=False)
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    items = vocabulary.lookup(values.flatten().cast(pa.string()))
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(items, pa.int32()))
+
+
+@dataclass(frozen=True, eq=False)
+class Catalogue:
+    """The videos in index order; a position is an index row.
+
+    Args:
+      table: the columns of the module's text.
+    """
+
+    table: pa.Table
+
+    @staticmethod
+    def read(path: Path) -> "Catalogue":
+        """Reads `catalogue.parquet`, or the published folder that holds it.
+
+        Raises:
+          ArtifactError: it is missing or damaged.
+        """
+        path = Path(path)
+        path = path / "catalogue.parquet" if path.is_dir() else path
+        try:
+            table = pq.read_table(path)
+        except (OSError, pa.ArrowException) as error:
+            reason = str(error).splitlines()[0]
+            raise ArtifactError(f"{path}: expected the catalogue: {reason}; run the analysis again") from error
+        if "video_id" not in table.column_names:
+            raise ArtifactError(f"{path}: expected a column video_id; found {', '.join(table.column_names)}")
+        return Catalogue(table)
+
+    def __len__(self) -> int:
+        return self.table.num_rows
+
+    def __contains__(self, column: object) -> bool:
+        return column in self.table.column_names
+
+    @cached_property
+    def video_ids(self) -> pa.Array:
+        """string `[videos]`."""
+        return self.column("video_id")
+
+    def column(self, name: str) -> pa.Array:
+        """A column as one array `[videos]`.
+
+        Raises:
+          ArtifactError: there is no such column.
+        """
+        if name not in self:
+            found = ", ".join(self.table.column_names)
+            raise ArtifactError(f"catalogue: no column {name!r}; it has {found}")
+        return self.table[name].combine_chunks()
+
+    def array(self, name: str) -> np.ndarray:
+        """Rows (int32) or numbers (float32) `[videos]`; times as int64 microseconds, the smallest int64 where null."""
+        values = self.column(name)
+        if pa.types.is_timestamp(values.type):
+            times = values.cast(pa.timestamp("us", values.type.tz)).cast(pa.int64())
+            values = pc.fill_null(times, np.iinfo(np.int64).min)
+        return values.to_numpy(zero_copy_only=False)
+
+    def padded(self, name: str, length: int) -> np.ndarray:
+        """The first `length` rows of a list column: int32 `[videos, length]`, padded with 0 on the right."""
+        lists = self.column(name)
+        lengths = pc.list_value_length(lists).to_numpy(zero_copy_only=False)
+        row = np.repeat(np.arange(len(lists)), lengths)
+        place = np.arange(len(row)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        padded = np.zeros((len(lists), length), np.int32)
+        kept = place < length
+        padded[row[kept], place[kept]] = lists.flatten().to_numpy(zero_copy_only=False)[kept]
+        return padded
+
+    def index_of(self, video_ids: pa.Array | pa.ChunkedArray | Sequence[str]) -> np.ndarray:
+        """Positions of `video_ids` `[n]`: int32 `[n]`, -1 where the catalogue does not hold the video."""
+        if isinstance(video_ids, pa.ChunkedArray):
+            video_ids = video_ids.combine_chunks()
+        ids = video_ids if isinstance(video_ids, pa.Array) else pa.array(video_ids, pa.string())
+        found = pc.index_in(ids.cast(pa.string()), value_set=self.video_ids)
+        return pc.fill_null(found, -1).to_numpy(zero_copy_only=False)

@@ -1,0 +1,135 @@
+import json
+from datetime import UTC, datetime
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from features.catalogue import Catalogue, build_catalogue
+from features.errors import ArtifactError, ConfigError, DataError
+from features.spec import Feature, FeatureSpec, Kind, Normaliser, Side
+from features.vocabulary import Vocabulary
+
+UPLOADED = datetime(2024, 1, 2, tzinfo=UTC)
+
+VIDEOS = pa.table(
+    {
+        "video_id": ["d", "b", "a", "new"],
+        "uploader_id": ["u2", "u1", None, "u9"],
+        "topics": pa.array([["x", "y"], None, ["q", "x"], []], pa.list_(pa.string())),
+        "upload_time": pa.array([UPLOADED, None, UPLOADED, UPLOADED], pa.timestamp("us", "UTC")),
+        "duration_s": [10.5, None, 30.0, 40.0],
+        "hd": [True, None, False, True],
+        "title": ["D", "B", None, "New"],
+        "season": [2, 1, None, 2],
+    }
+)
+VOCABULARIES = {
+    "video": Vocabulary.of(["b", "a", "gone"]),
+    "clicked_video": Vocabulary.of(["a", "d"]),
+    "uploader": Vocabulary.of(["u1", "u2"]),
+    "topic": Vocabulary.of(["x", "y"]),
+    "season": Vocabulary.of(["2"]),
+}
+SPEC = FeatureSpec(
+    (
+        Feature("uploader", Kind.CATEGORICAL, Side.IMPRESSION, "videos.uploader_id", "uploader"),
+        Feature("season", Kind.CATEGORICAL, Side.IMPRESSION, "videos.season", "season"),
+        Feature("duration_s", Kind.CONTINUOUS, Side.IMPRESSION, "videos.duration_s", normaliser=Normaliser.QUANTILE),
+        Feature("video_id", Kind.CATEGORICAL, Side.IMPRESSION, "videos.video_id", "clicked_video"),
+    )
+)
+
+
+def write(tables, name, table):
+    (tables / name).mkdir(parents=True, exist_ok=True)
+    pq.write_table(table, tables / name / "part-0.parquet")
+
+
+@pytest.fixture
+def tables(tmp_path):
+    write(tmp_path / "tables", "videos", VIDEOS)
+    write(tmp_path / "tables", "watches", pa.table({"video_id": ["b", "a", "b", "gone"]}))
+    write(tmp_path / "tables", "impressions", pa.table({"video_id": ["a", "c c", "é"]}))
+    return tmp_path / "tables"
+
+
+def test_every_video_once_in_vocabulary_order_then_by_id(tables, tmp_path):
+    catalogue = build_catalogue(tables, tmp_path, VOCABULARIES, [SPEC])
+    assert catalogue.video_ids.to_pylist() == ["b", "a", "gone", "c c", "d", "new", "é"]
+    assert catalogue.array("video").tolist() == [1, 2, 3, 0, 0, 0, 0]
+    assert catalogue.array("clicked_video").tolist() == [0, 1, 0, 0, 2, 0, 0]
+    assert catalogue.array("video").dtype == np.int32
+    counts = json.loads((tmp_path / "catalogue" / "manifest.json").read_text())["counts"]
+    assert counts == {"videos": 7, "not_in_videos_table": 3, "in_video": 3, "in_clicked_video": 2}
+
+
+def test_attributes_are_encoded_and_kept_for_people(tables, tmp_path):
+    build_catalogue(tables, tmp_path, VOCABULARIES, [SPEC])
+    catalogue = Catalogue.read(tmp_path / "catalogue")
+    assert catalogue.array("uploader_id").tolist() == [1, 0, 0, 0, 2, 0, 0]
+    assert catalogue.column("uploader_id_raw").to_pylist() == ["u1", None, None, None, "u2", "u9", None]
+    assert catalogue.column("topics").to_pylist() == [[], [0, 1], [], [], [1, 2], [], []]
+    assert catalogue.column("topics").type == pa.list_(pa.int32())
+    assert catalogue.padded("topics", 1)[:, 0].tolist() == [0, 0, 0, 0, 1, 0, 0]
+    assert catalogue.padded("topics", 3)[4].tolist() == [1, 2, 0]
+    assert catalogue.column("topics_raw").to_pylist()[1] == ["q", "x"]
+    assert catalogue.array("season").tolist() == [0, 0, 0, 0, 1, 1, 0]
+    assert catalogue.column("title_raw").to_pylist()[4] == "D" and "title" not in catalogue
+    np.testing.assert_array_equal(
+        catalogue.array("duration_s"), np.array([np.nan, 30, np.nan, np.nan, 10.5, 40, np.nan], np.float32)
+    )
+    assert catalogue.array("duration_s").dtype == np.float32
+    assert catalogue.array("hd")[4:6].tolist() == [1.0, 1.0] and np.isnan(catalogue.array("hd")[0])
+    times = catalogue.array("upload_time")
+    assert times[1] == round(UPLOADED.timestamp() * 1e6) and times[0] == np.iinfo(np.int64).min
+
+
+def test_positions_of_videos(tables, tmp_path):
+    catalogue = build_catalogue(tables, tmp_path, VOCABULARIES, [SPEC])
+    assert catalogue.index_of(["a", "nowhere", "é", ""]).tolist() == [1, -1, 6, -1]
+    assert catalogue.index_of(pa.chunked_array([["b"], [None]])).tolist() == [0, -1]
+    assert len(catalogue) == 7
+
+
+def test_without_a_table_of_videos(tmp_path):
+    write(tmp_path / "tables", "watches", pa.table({"video_id": ["m2", "m1"]}))
+    catalogue = build_catalogue(tmp_path / "tables", tmp_path, {"video": Vocabulary.of(["m2"])}, [])
+    assert catalogue.video_ids.to_pylist() == ["m2", "m1"]
+    assert catalogue.table.column_names == ["video_id", "video"]
+
+
+def test_clicked_videos_give_the_order_where_nothing_was_watched(tables, tmp_path):
+    vocabularies = {space: VOCABULARIES[space] for space in ("clicked_video", "uploader", "season")}
+    catalogue = build_catalogue(tables, tmp_path, vocabularies, [SPEC])
+    assert catalogue.video_ids.to_pylist()[:3] == ["a", "d", "b"]
+    assert "topics" not in catalogue and "topics_raw" in catalogue
+
+
+def test_one_column_in_two_id_spaces_is_refused(tables, tmp_path):
+    other = FeatureSpec((Feature("by", Kind.CATEGORICAL, Side.IMPRESSION, "videos.uploader_id", "topic"),))
+    with pytest.raises(ConfigError, match=r"feature 'by': id space 'topic' for videos\.uploader_id, but .* 'uploader'"):
+        build_catalogue(tables, tmp_path, VOCABULARIES, [SPEC, other])
+    assert not (tmp_path / "catalogue").exists()
+
+
+def test_a_space_without_vocabulary_is_refused(tables, tmp_path):
+    vocabularies = {space: VOCABULARIES[space] for space in ("video", "uploader")}
+    with pytest.raises(ConfigError, match="feature 'season': expected a vocabulary 'season'"):
+        build_catalogue(tables, tmp_path, vocabularies, [SPEC])
+    with pytest.raises(ConfigError, match="expected a vocabulary of video or clicked_video"):
+        build_catalogue(tables, tmp_path, {}, [])
+
+
+def test_no_video_at_all_is_refused(tmp_path):
+    write(tmp_path / "tables", "watches", pa.table({"video_id": pa.array([], pa.string())}))
+    with pytest.raises(DataError, match=r"expected videos .* found none"):
+        build_catalogue(tmp_path / "tables", tmp_path, {"video": Vocabulary.of([])}, [])
+
+
+def test_a_missing_catalogue_or_column_is_named(tables, tmp_path):
+    with pytest.raises(ArtifactError, match=r"catalogue\.parquet: expected the catalogue"):
+        Catalogue.read(tmp_path / "catalogue.parquet")
+    with pytest.raises(ArtifactError, match="no column 'colour'; it has video_id"):
+        build_catalogue(tables, tmp_path, VOCABULARIES, [SPEC]).column("colour")

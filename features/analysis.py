@@ -16,12 +16,11 @@ import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from apache_beam.typehints.decorators import no_annotations
 from pydantic import Field
 from rich.console import Console
 
 from features.artifacts import MANIFEST, publish
-from features.beam import ReadColumns, make_pipeline, run
+from features.beam import ReadColumns, ReadTables, make_pipeline, run
 from features.errors import ArtifactError, DataError
 from features.event_windows import ORDER_ONLY
 from features.quantiles import (
@@ -105,12 +104,14 @@ def analyze_tables(
         vocabularies = stack.enter_context(publish(Path(output) / "vocabularies", counted))
         statistics = stack.enter_context(publish(Path(output) / "statistics", described))
         pipeline = make_pipeline(beam_args)
-        parts = {name: pipeline | name >> _TrainingPart(tables, name, split) for name in names}
+        read = {name: (table_files(tables, name), table_columns(tables, name)) for name in names}
+        parts = pipeline | ReadTables(read) | "TrainingPart" >> beam.Map(training_part, split)
         if requests:
-            batches = {name: part | f"Batches_{name}" >> beam.Values() for name, part in parts.items()}
             configs = {request.space: config.of_space(request.space) for request in requests}
-            _ = batches | "Vocabularies" >> WriteVocabularies(requests, configs, vocabularies)
-        _ = parts | "Statistics" >> _Statistics(config.statistics, statistics)
+            counted_by = next((name for name in ("watches", "impressions") if name in names), None)
+            batches = parts | "Batches" >> beam.Map(_without_rows)
+            _ = batches | WriteVocabularies(requests, configs, vocabularies, counted_by)
+        _ = parts | WriteStatistics(names, config.statistics, statistics)
         run(pipeline, "Analysing tables", console)
         rows = {name: table["rows"] for name, table in read_statistics(statistics).items()}
         _check_rows(rows, requests, split)
@@ -118,22 +119,9 @@ def analyze_tables(
         counted["rows"] = described["rows"] = rows
 
 
-class _TrainingPart(beam.PTransform):
-    """A table's batches as (rows read, rows of the training part)."""
-
-    def __init__(self, tables: Path, name: str, split: Split) -> None:
-        super().__init__()
-        self._files = table_files(tables, name)
-        self._columns = table_columns(tables, name)
-        self._name, self._split = name, split
-
-    def expand(self, pbegin: beam.pvalue.PBegin) -> beam.PCollection:
-        read = pbegin | "Read" >> ReadColumns(self._files, self._columns)
-        return read | "Keep" >> beam.Map(training_rows, self._name, self._split)
-
-
-def training_rows(batch: pa.Table, name: str, split: Split) -> tuple[int, pa.Table]:
-    """Rows read, and those of them that are in the training part."""
+def training_part(table: tuple[str, pa.Table], split: Split) -> tuple[str, tuple[int, pa.Table]]:
+    """Table name -> rows read, and those of them that are in the training part."""
+    name, batch = table
     if name in _EVENT_TABLES:
         kept = split.fits(_time_us(batch["timestamp"]), batch["user_id"].combine_chunks())
     elif name == "users":
@@ -141,8 +129,13 @@ def training_rows(batch: pa.Table, name: str, split: Split) -> tuple[int, pa.Tab
     elif "upload_time" in batch.column_names:
         kept = _time_us(batch["upload_time"]) < split.fit_end_us
     else:
-        return batch.num_rows, batch
-    return batch.num_rows, batch if kept.all() else batch.filter(pa.array(kept))
+        kept = np.ones(len(batch), bool)
+    return name, (len(batch), batch if kept.all() else batch.filter(pa.array(kept)))
+
+
+def _without_rows(part: tuple[str, tuple[int, pa.Table]]) -> tuple[str, pa.Table]:
+    name, (_, batch) = part
+    return name, batch
 
 
 def _time_us(column: pa.ChunkedArray) -> np.ndarray:
@@ -160,42 +153,45 @@ def _complete(folder: Path, requests: Sequence[VocabularyRequest]) -> dict[str, 
     return {path.stem: Vocabulary.read(path).size for path in sorted(folder.glob("*.parquet"))}
 
 
-class _Statistics(beam.PTransform):
-    """Table name -> batches; writes `<table>.json`."""
+class WriteStatistics(beam.PTransform):
+    """(table name, (rows read, batch of the training part)) -> `<table>.json` for every table."""
 
-    def __init__(self, config: StatisticsConfig, folder: Path) -> None:
+    def __init__(self, names: Sequence[str], config: StatisticsConfig, folder: Path) -> None:
         super().__init__()
-        self._config, self._folder = config, folder
+        self._names, self._config, self._folder = list(names), config, folder
 
-    @no_annotations
-    def expand(self, batches: dict[str, beam.PCollection]) -> list[beam.PCollection]:
-        return [self._describe(name, parts) for name, parts in batches.items()]
-
-    def _describe(self, name: str, parts: beam.PCollection) -> beam.PCollection:
-        rows = parts | f"Rows_{name}" >> beam.FlatMap(_row_counts) | f"AddRows_{name}" >> beam.CombinePerKey(sum)
+    def expand(self, parts: beam.PCollection) -> beam.PCollection:
+        rows = parts | "Rows" >> beam.FlatMap(_row_counts) | "AddRows" >> beam.CombinePerKey(sum)
         columns = (
             parts
-            | f"Columns_{name}" >> beam.FlatMap(_columns)
-            | f"Summarise_{name}" >> beam.CombinePerKey(SummariseColumn(self._config))
-            | f"Gather_{name}" >> beam.combiners.ToDict()
+            | "Columns" >> beam.FlatMap(_columns)
+            | "Summarise" >> beam.CombinePerKey(SummariseColumn(self._config))
+            | "Gather" >> beam.combiners.ToDict()
         )
-        path = self._folder / f"{name}.json"
-        return columns | f"Write_{name}" >> beam.Map(_write_statistics, path, beam.pvalue.AsDict(rows))
+        rows_by_key = beam.pvalue.AsDict(rows)
+        return columns | "Write" >> beam.Map(_write_statistics, self._names, self._folder, rows_by_key)
 
 
-def _row_counts(part: tuple[int, pa.Table]) -> list[tuple[str, int]]:
-    read, batch = part
-    used = batch.num_rows
-    return [("read", read), ("used", used), ("outside_training_part", read - used)]
+def _row_counts(part: tuple[str, tuple[int, pa.Table]]) -> list[tuple[tuple[str, str], int]]:
+    name, (read, batch) = part
+    used = len(batch)
+    return [((name, "read"), read), ((name, "used"), used), ((name, "outside_training_part"), read - used)]
 
 
-def _columns(part: tuple[int, pa.Table]) -> Iterator[tuple[str, pa.ChunkedArray]]:
-    _, batch = part
-    yield from zip(batch.column_names, batch.columns, strict=True)
+def _columns(part: tuple[str, tuple[int, pa.Table]]) -> Iterator[tuple[tuple[str, str], pa.ChunkedArray]]:
+    name, (_, batch) = part
+    for column, values in zip(batch.column_names, batch.columns, strict=True):
+        yield (name, column), values
 
 
-def _write_statistics(columns: dict[str, Any], path: Path, rows: dict[str, int]) -> None:
-    path.write_text(json.dumps({"rows": rows, "columns": columns}, indent=1, sort_keys=True) + "\n")
+def _write_statistics(
+    columns: dict[tuple[str, str], Any], names: Sequence[str], folder: Path, rows: dict[tuple[str, str], int]
+) -> None:
+    for name in names:
+        counts = {key: rows.get((name, key), 0) for key in ("read", "used", "outside_training_part")}
+        described = {column: found for (table, column), found in columns.items() if table == name}
+        text = json.dumps({"rows": counts, "columns": described}, indent=1, sort_keys=True)
+        (folder / f"{name}.json").write_text(text + "\n")
 
 
 def read_statistics(folder: Path) -> dict[str, dict[str, Any]]:

@@ -7,7 +7,7 @@ spreads them over its rows. Whatever a worker calls lives in an importable modul
 import logging
 import re
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -147,58 +147,68 @@ def _progress(description: str, console: Console) -> Iterator[None]:
             progress.update(task, total=_rows.planned or None, completed=_rows.read)
 
 
-class ReadColumns(beam.PTransform):
-    """Reads columns of Parquet files as a collection of `pyarrow.Table` batches, in no fixed order.
+class ReadTables(beam.PTransform):
+    """Reads columns of Parquet tables as (table name, `pyarrow.Table` batch), in no fixed order.
 
     A batch is one or more whole row groups of a file. Paths go through Beam's file systems.
 
     Args:
-      files: paths of Parquet files.
-      columns: names of the columns to read.
+      tables: table name -> paths of its Parquet files, and the names of the columns to read.
 
     Raises (in a worker):
       DataError: a file cannot be read as Parquet or lacks one of the columns.
     """
 
-    def __init__(self, files: Iterable[str | Path], columns: Sequence[str]) -> None:
+    def __init__(self, tables: Mapping[str, tuple[Iterable[str | Path], Sequence[str]]]) -> None:
         super().__init__()
-        self._files = [str(file) for file in files]
-        self._columns = list(columns)
+        self._files = [(name, str(file), list(columns)) for name, (files, columns) in tables.items() for file in files]
 
     def expand(self, pbegin: beam.pvalue.PBegin) -> beam.PCollection:
         return (
             pbegin
             | "Files" >> beam.Create(self._files, reshuffle=False)
-            | "RowGroups" >> beam.FlatMap(_row_groups, self._columns)
+            | "RowGroups" >> beam.FlatMap(_row_groups)
             | "Spread" >> beam.Reshuffle()
-            | "Read" >> beam.Map(_read, self._columns)
+            | "Read" >> beam.Map(_read)
         )
 
 
-def _row_groups(path: str, columns: Sequence[str]) -> Iterator[tuple[str, list[int]]]:
+class ReadColumns(beam.PTransform):
+    """`ReadTables` for one table without a name: a collection of `pyarrow.Table` batches."""
+
+    def __init__(self, files: Iterable[str | Path], columns: Sequence[str]) -> None:
+        super().__init__()
+        self._tables = {"": (files, columns)}
+
+    def expand(self, pbegin: beam.pvalue.PBegin) -> beam.PCollection:
+        return pbegin | ReadTables(self._tables) | beam.Values()
+
+
+def _row_groups(file: tuple[str, str, list[str]]) -> Iterator[tuple[str, str, list[str], list[int]]]:
     """Runs of row groups of about `ROWS_PER_BATCH` rows."""
-    with _parquet(path) as file:
-        absent = sorted(set(columns) - set(file.schema_arrow.names))
+    name, path, columns = file
+    with _parquet(path) as parquet:
+        absent = sorted(set(columns) - set(parquet.schema_arrow.names))
         if absent:
             raise DataError(f"{path}: no column {', '.join(absent)}; every part of a table has the same columns")
         groups: list[int] = []
         rows = 0
-        for group in range(file.num_row_groups):
+        for group in range(parquet.num_row_groups):
             groups.append(group)
-            rows += file.metadata.row_group(group).num_rows
-            if rows >= ROWS_PER_BATCH or (rows and group == file.num_row_groups - 1):
+            rows += parquet.metadata.row_group(group).num_rows
+            if rows >= ROWS_PER_BATCH or (rows and group == parquet.num_row_groups - 1):
                 _rows.add(planned=rows)
-                yield path, groups
+                yield name, path, columns, groups
                 groups, rows = [], 0
 
 
-def _read(part: tuple[str, list[int]], columns: Sequence[str]) -> pa.Table:
-    path, groups = part
-    with _parquet(path) as file:
+def _read(part: tuple[str, str, list[str], list[int]]) -> tuple[str, pa.Table]:
+    name, path, columns, groups = part
+    with _parquet(path) as parquet:
         # Parallelism is the runner's: several readers with threads of their own only take turns.
-        batch = file.read_row_groups(groups, columns=list(columns), use_threads=False)
+        batch = parquet.read_row_groups(groups, columns=columns, use_threads=False)
     _rows.add(read=batch.num_rows)
-    return batch
+    return name, batch
 
 
 @contextmanager

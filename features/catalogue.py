@@ -1,8 +1,8 @@
 """The catalogue: every video with its rows and its encoded attributes, in the order of the index.
 
 One row per video: first the videos of the `video` vocabulary by their row (so that their position is their class), then
-all others by the bytes of their id. A video is in it when it is in that vocabulary, in the table of videos, or occurs in
-watches or impressions.
+all others by the bytes of their id. A video is in it when it is in that vocabulary, in the table of videos, in watches
+or in impressions.
 
 Columns: `video_id`; `video` and `clicked_video` (int32 rows of those id spaces, where they exist); every column c of
 the table of videos by its type:

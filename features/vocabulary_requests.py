@@ -12,7 +12,6 @@ from pathlib import Path
 import apache_beam as beam
 import pyarrow as pa
 import pyarrow.compute as pc
-from apache_beam.typehints.decorators import no_annotations
 
 from features.errors import ArtifactError, ConfigError
 from features.feature_lists import IdSource
@@ -73,56 +72,65 @@ def vocabulary_requests(sources: Iterable[IdSource]) -> tuple[VocabularyRequest,
 
 
 class WriteVocabularies(beam.PTransform):
-    """Table name -> batches of the training part; writes `<space>.parquet` for every space with ids.
+    """(table name, batch of the training part) -> `<space>.parquet` for every space with ids.
 
     Args:
       requests: what to count.
       configs: space -> which ids get a row.
       folder: where the files go.
+      counted_by: the event table that `by_watches` counts: watches, else impressions (their clicks).
     """
 
     def __init__(
-        self, requests: Sequence[VocabularyRequest], configs: Mapping[str, VocabularyConfig], folder: Path
+        self,
+        requests: Sequence[VocabularyRequest],
+        configs: Mapping[str, VocabularyConfig],
+        folder: Path,
+        counted_by: str | None,
     ) -> None:
         super().__init__()
-        self._requests, self._configs, self._folder = tuple(requests), dict(configs), folder
+        self._by_rows = [request for request in requests if not request.by_watches]
+        self._by_watches = [request for request in requests if request.by_watches]
+        self._configs, self._folder, self._counted_by = dict(configs), folder, counted_by
+        if self._by_watches and counted_by is None:
+            raise ArtifactError("expected a table of watches or impressions to count by, found none; ingest one")
 
-    @no_annotations
-    def expand(self, batches: dict[str, beam.PCollection]) -> beam.PCollection:
-        counts = []
-        for name, table in batches.items():
-            by_rows = [request for request in self._requests if request.table == name and not request.by_watches]
-            if by_rows:
-                counts.append(
-                    table
-                    | f"Count_{name}" >> beam.FlatMap(count_ids, by_rows)
-                    | f"AddUp_{name}" >> beam.CombinePerKey(CountIds())
-                )
-        by_watches = [request for request in self._requests if request.by_watches]
-        if by_watches:
-            weights = beam.pvalue.AsSingleton(self._watches_of_videos(batches))
-            counts.append(batches["videos"] | "CountByWatches" >> beam.FlatMap(count_weighted, by_watches, weights))
-        return (
-            counts
-            | "Gather" >> beam.Flatten()
-            | "AddUp" >> beam.CombinePerKey(CountIds())
-            | "Write" >> beam.Map(_write_vocabulary, self._configs, self._folder)
+    def expand(self, batches: beam.PCollection) -> beam.PCollection:
+        counts = batches | "Count" >> beam.FlatMap(count_ids, self._by_rows) | "AddUp" >> beam.CombinePerKey(CountIds())
+        if self._by_watches:
+            counts = (counts, self._attributes(batches)) | "Both" >> beam.Flatten()
+            counts = counts | "AddBoth" >> beam.CombinePerKey(CountIds())
+        return counts | "Write" >> beam.Map(_write_vocabulary, self._configs, self._folder)
+
+    def _attributes(self, batches: beam.PCollection) -> beam.PCollection:
+        only = Only.ALL if self._counted_by == "watches" else Only.CLICKED
+        watches = [VocabularyRequest("video", str(self._counted_by), "video_id", only)]
+        weights = (
+            batches
+            | "CountWatches" >> beam.FlatMap(count_ids, watches)
+            | beam.Values()
+            | "AddWatches" >> beam.CombineGlobally(CountIds())
+        )
+        columns = ["video_id", *dict.fromkeys(request.column for request in self._by_watches)]
+        # What waits for the watches is kept aside by the runner, so only these columns go there.
+        videos = batches | "Videos" >> beam.FlatMap(_columns_of_videos, columns)
+        return videos | "CountByWatches" >> beam.FlatMap(
+            count_weighted, self._by_watches, beam.pvalue.AsSingleton(weights)
         )
 
-    def _watches_of_videos(self, batches: dict[str, beam.PCollection]) -> beam.PCollection:
-        if "watches" in batches:
-            request = VocabularyRequest("video", "watches", "video_id")
-        elif "impressions" in batches:
-            request = VocabularyRequest("video", "impressions", "video_id", Only.CLICKED)
-        else:
-            raise ArtifactError("expected a table of watches or impressions to count by; ingest one of them")
-        counts = batches[request.table] | "Watches" >> beam.FlatMap(count_ids, [request])
-        return counts | beam.Values() | "OfVideos" >> beam.CombineGlobally(CountIds())
+
+def _columns_of_videos(table: tuple[str, pa.Table], columns: Sequence[str]) -> Iterator[pa.Table]:
+    name, batch = table
+    if name == "videos":
+        yield batch.select(columns)
 
 
-def count_ids(batch: pa.Table, requests: Sequence[VocabularyRequest]) -> Iterator[tuple[str, pa.Table]]:
-    """(space, counts of schema `COUNTS`) of every request on a batch's table."""
+def count_ids(table: tuple[str, pa.Table], requests: Sequence[VocabularyRequest]) -> Iterator[tuple[str, pa.Table]]:
+    """(space, counts of schema `COUNTS`) of every request on the table of this name and batch."""
+    name, batch = table
     for request in requests:
+        if request.table != name:
+            continue
         values = batch[request.column]
         if request.only != Only.ALL:
             values = values.filter(pc.fill_null(batch[request.only.value], False))

@@ -70,12 +70,20 @@ class Lookups:
         videos = encoder.catalogue["video_id"].to_pylist()
         self._position = {video: position for position, video in enumerate(videos)}
         self._catalogue = encoder.catalogue.combine_chunks()
+        self._tokens: dict[str | None, list[int]] = {}
         self._found: dict[tuple[str, str], Any] = {}
 
     def row(self, space: str | None, value: Any) -> int:
         if isinstance(value, bool):
             value = str(value).lower()
         return self.rows[str(space)].get(None if value is None else str(value), 0)
+
+    def token_rows(self, query: str | None) -> list[int]:
+        """Rows of a query's tokens."""
+        if query not in self._tokens:
+            tokens = search_tokens(pa.array([query], pa.string()))[0].as_py()
+            self._tokens[query] = [self.row("search_token", token) for token in tokens]
+        return self._tokens[query]
 
     def of_video(self, video: str, column: str) -> Any:
         """The catalogue's entry, None where it does not hold the video."""
@@ -167,8 +175,8 @@ def _history(
             return (lookups.of_video(watches[-1]["video_id"], str(feature.id_space)) or 0) if watches else 0
         case "search_tokens" | "last_search_tokens":
             queries = [search["query"] for search in (searches if name == "search_tokens" else searches[-1:])]
-            tokens = [token for query in queries for token in search_tokens(pa.array([query], pa.string()))[0].as_py()]
-            return sorted(lookups.row("search_token", token) for token in tokens[-length:])
+            tokens = [token for query in queries for token in lookups.token_rows(query)]
+            return sorted(tokens[-length:])
         case "watch_count":
             return len(watches)
         case "impression_count":

@@ -1,5 +1,6 @@
 """Sampled examples made again from logs that end at the example's moment, in two ways; see `features/leakage.py`."""
 
+import math
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -239,7 +240,9 @@ def _same(stored: Any, recomputed: Any) -> bool:
     if isinstance(stored, list) or isinstance(recomputed, list):
         return stored == recomputed
     if isinstance(stored, float):
-        return bool(np.isclose(stored, recomputed, rtol=1e-6, atol=0, equal_nan=True))
+        if math.isnan(stored) or math.isnan(recomputed):
+            return math.isnan(stored) and math.isnan(recomputed)
+        return math.isclose(stored, recomputed, rel_tol=1e-6)
     return stored == recomputed
 
 

@@ -9,10 +9,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from features.vocabulary_requests import vocabulary_requests
+from features import example_sets
 from features.artifacts import publish
 from features.catalogue import build_catalogue
 from features.encoding import Encoder, make_encoder
+from features.example_reader import SPEC
+from features.example_sets import CandidateExamplesJob, RankingExamplesJob
 from features.feature_lists import (
     FeatureListConfig,
     columns_of,
@@ -21,11 +23,12 @@ from features.feature_lists import (
     id_sources,
 )
 from features.search_tokens import search_tokens
-from features.shards import ShardConfig, times_us, write_shards
-from features.spec import FeatureSpec
-from features.splits import Split, SplitConfig, resolve
-from features.tables import TABLES, TIMESTAMP, has_table, read_table
+from features.shards import ShardConfig, num_shards, times_us, write_shards
+from features.spec import FeatureSpec, write_specs
+from features.splits import PARTS, Split, SplitConfig, resolve
+from features.tables import TABLES
 from features.vocabulary import Vocabulary, VocabularyConfig, count_values
+from features.vocabulary_requests import vocabulary_requests
 
 DAY_US = 86_400_000_000
 START_US = 1_700_006_400_000_000  # 2023-11-15 00:00 UTC
@@ -193,4 +196,21 @@ def split_of(tables: Mapping[str, pa.Table], config: SplitConfig | None = None) 
     return resolve(config or SplitConfig(), latest)
 
 
-__all__ = ["DAY_US", "START_US", "TIMESTAMP", "Run", "encoder_of", "has_table", "platform", "read_table", "split_of"]
+def build_here(job: CandidateExamplesJob | RankingExamplesJob, run: Run, output: Path) -> Path:
+    """What `build_examples` publishes, written in this process without Beam."""
+    manifest = job.as_json()
+    with publish(output, manifest) as folder:
+        for part in PARTS:
+            (folder / part.folder).mkdir()
+        totals_of = example_sets._Totals(job, run.shards, run.features)
+        writer = example_sets._WriteExamples(job, run.shards, run.features, folder)
+        totals_of.setup()
+        writer.setup()
+        shards = range(num_shards(run.shards))
+        totals = example_sets._sum_totals([t for shard in shards for t in totals_of.process(shard)])
+        for shard in shards:
+            writer.process(shard, totals)
+        write_specs(folder / SPEC, {job.model: job.spec})
+        manifest.update(example_sets._gather(folder, shards))
+        example_sets._check_counts(output, manifest)
+    return output

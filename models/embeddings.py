@@ -89,17 +89,13 @@ class EmbeddingTable(tf_keras.layers.Layer):
 
         A bag without any gives zeros.
         """
-        # Padding is left out before the gather: it is most of a short history, and its sparse gradient would cost as
-        # much as that of a watch.
-        flat = tf.reshape(rows, [-1])
-        present = tf.where(flat != 0)[:, 0]
-        bags = present // tf.cast(tf.shape(rows)[-1], present.dtype)
-        vectors = tf.nn.embedding_lookup(self.embeddings, tf.gather(flat, present))
-        sums = tf.math.unsorted_segment_sum(vectors, bags, tf.reduce_prod(tf.shape(rows)[:-1]))
-        sums = tf.reshape(sums, tf.concat([tf.shape(rows)[:-1], [self.dimension]], axis=0))
-        sums = tf.ensure_shape(sums, [*rows.shape[:-1], self.dimension])
-        count = tf.reduce_sum(tf.cast(rows != 0, tf.float32), axis=-1, keepdims=True)
-        return tf.cast(tf.math.divide_no_nan(sums, count), self.compute_dtype)
+        # Padding is gathered too and weighs nothing: leaving it out would make shapes dynamic, and XLA then computes
+        # wrong sparse gradients without a word.
+        known = tf.cast(rows != 0, tf.float32)
+        weights = tf.math.divide_no_nan(known, tf.reduce_sum(known, axis=-1, keepdims=True))
+        vectors = tf.nn.embedding_lookup(self.embeddings, rows)
+        average = tf.squeeze(tf.matmul(weights[..., tf.newaxis, :], vectors), axis=-2)
+        return tf.cast(average, self.compute_dtype)
 
     def get_config(self) -> dict[str, Any]:
         return {

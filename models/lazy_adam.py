@@ -6,6 +6,7 @@ Adam (Kingma and Ba 2014, algorithm 1) would move the row on its own sequence of
 by plain Adam.
 """
 
+import math
 from typing import Any
 
 import tensorflow as tf
@@ -76,8 +77,9 @@ class LazyAdam(tf_keras.optimizers.Optimizer):
         variable.scatter_sub(tf.IndexedSlices(change, rows))
 
     def _change(self, rate: tf.Tensor, mean: tf.Tensor, square: tf.Tensor, steps: tf.Tensor) -> tf.Tensor:
-        corrected_mean = mean / (1 - tf.pow(self.beta_1, steps))
-        corrected_square = square / (1 - tf.pow(self.beta_2, steps))
+        # 1 - beta^steps, without the loss of digits that 1 - 0.999 has in float32
+        corrected_mean = mean / -tf.math.expm1(steps * math.log(self.beta_1))
+        corrected_square = square / -tf.math.expm1(steps * math.log(self.beta_2))
         return rate * corrected_mean / (tf.sqrt(corrected_square) + self.epsilon)
 
     def get_config(self) -> dict[str, Any]:

@@ -1,5 +1,4 @@
 import io
-import logging
 import socket
 import sys
 
@@ -40,16 +39,18 @@ def test_every_row_is_read_once_in_batches_of_the_columns_asked_for(files, monke
     run(pipeline, "reading")
 
 
-def test_the_local_runner_looks_up_no_host(files, monkeypatch, caplog):
+def test_the_local_runner_looks_up_no_host(files, monkeypatch):
+    looked_up = []
+
     def refuse(host, *arguments, **keywords):
-        raise AssertionError(f"looked up {host}")
+        looked_up.append(host)
+        raise OSError("no network here")
 
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    with caplog.at_level(logging.DEBUG):
-        pipeline = make_pipeline(["--runner=DirectRunner"])
-        _ = pipeline | ReadColumns(files, ["id"])
-        run(pipeline, "reading")
-    assert "prism" not in caplog.text.lower()
+    pipeline = make_pipeline(["--runner=DirectRunner"])
+    _ = pipeline | ReadColumns(files, ["id"])
+    run(pipeline, "reading")
+    assert looked_up == []  # Beam's own DirectRunner asks github.com for Prism
 
 
 def test_a_workers_error_keeps_its_class_and_message(files):

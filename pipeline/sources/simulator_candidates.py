@@ -57,8 +57,8 @@ class Candidates:
     def groups(self) -> "GroupedDraws":
         """Draws by group: topic k is group k, uploader g is group K + g, and `everything` is all videos."""
         platform, config = self.platform, self.platform.config
-        topic, video = np.nonzero(platform.topic_share)
-        share = platform.topic_share[topic, video]
+        by_topic = platform.topic_share.tocoo()
+        topic, video, share = by_topic.row, by_topic.col, by_topic.data
         by_uploader = np.argsort(platform.uploader, kind="stable")
         group = np.concatenate([topic, config.topics + platform.uploader[by_uploader]])
         video = np.concatenate([video, by_uploader])
@@ -153,7 +153,7 @@ class Candidates:
             related = mix[:, RELATED]
             topic_coefficient[rows, topic] += related * RELATED_BY_TOPIC / topic_mass[rows, topic]
             uploader_coefficient[rows, uploader] += related * (1 - RELATED_BY_TOPIC) / uploader_mass[rows, uploader]
-        q = topic_coefficient @ platform.topic_share
+        q = platform.spread_topics(topic_coefficient)
         q += uploader_coefficient[:, platform.uploader]
         q += mix[:, POPULAR, None]
         q *= platform.popularity[moment.bin]

@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from functools import cached_property
 
 import numpy as np
+from scipy import sparse
 
 from pipeline.sources.simulator_config import SimulatorConfig
 
@@ -111,13 +112,22 @@ class Platform:
         return (self.config.freshness * np.exp(-age / 2.0)).astype(np.float32)
 
     @cached_property
-    def topic_share(self) -> np.ndarray:
+    def topic_share(self) -> sparse.csr_array:
         """`[K, V]` how much of a video belongs to a topic; columns sum to 1."""
-        share = np.zeros((self.config.topics, len(self.topic)))
-        both = self.second_topic >= 0
-        share[self.topic, np.arange(len(self.topic))] = np.where(both, 0.7, 1.0)
-        share[self.second_topic[both], np.flatnonzero(both)] = 0.3
-        return share
+        both = np.flatnonzero(self.second_topic >= 0)
+        share = np.concatenate([np.where(self.second_topic >= 0, 0.7, 1.0), np.full(len(both), 0.3)])
+        topic = np.concatenate([self.topic, self.second_topic[both]])
+        video = np.concatenate([np.arange(len(self.topic)), both])
+        return sparse.csr_array((share, (topic, video)), shape=(self.config.topics, len(self.topic)))
+
+    def spread_topics(self, weight: np.ndarray) -> np.ndarray:
+        """`[n, V]` weights of videos from `[n, K]` weights of topics."""
+        # sparse products stay on one core; threads of a dense one would wait for each other on small chunks
+        return np.ascontiguousarray((self.topic_share.T @ weight.T).T)
+
+    def gather_topics(self, weight: np.ndarray) -> np.ndarray:
+        """`[n, K]` sums over topics of `[n, V]` weights of videos."""
+        return (self.topic_share @ weight.T).T
 
     @cached_property
     def long_term(self) -> np.ndarray:

@@ -68,7 +68,7 @@ class Truth:
         timestamps_us: np.ndarray,
         completed_only: bool = False,
         given: Given = Given.STATE,
-        chunk: int = 256,
+        chunk: int = 64,
     ) -> np.ndarray:
         """The true distribution of the video of each given watch.
 
@@ -211,11 +211,11 @@ class Truth:
             at = np.flatnonzero(video >= 0)
             episodes[at, video[at]] = 1.0
         accepted = platform.popularity[moment.bin] * pairs.acceptance()
-        topic_weight /= accepted @ platform.topic_share.T
+        topic_weight /= platform.gather_topics(accepted)
         by_uploader = np.argsort(platform.uploader, kind="stable")
         begin = np.searchsorted(platform.uploader[by_uploader], np.arange(platform.config.uploaders))
         uploader_weight /= np.add.reduceat(accepted[:, by_uploader], begin, axis=1)
-        return accepted * (topic_weight @ platform.topic_share + uploader_weight[:, platform.uploader]) + episodes
+        return accepted * (platform.spread_topics(topic_weight) + uploader_weight[:, platform.uploader]) + episodes
 
     @cached_property
     def _candidates(self) -> Candidates:

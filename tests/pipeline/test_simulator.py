@@ -167,7 +167,7 @@ def test_default_scale_is_plausible() -> None:
 
 @pytest.mark.parametrize("scale", [{"users": 1}, {"videos": 1, "uploaders": 1, "topics": 1}, {"days": 1}])
 def test_the_smallest_platforms_work(scale: dict) -> None:
-    logs = simulate(SimulatorConfig(**{"users": 20, "videos": 40, "uploaders": 12, "topics": 5, **scale}))
+    logs = simulate(SimulatorConfig.model_validate({"users": 20, "videos": 40, "uploaders": 12, "topics": 5, **scale}))
     assert logs.tables["users"].num_rows >= 1
     watches = logs.tables["watches"]
     if watches.num_rows:
@@ -181,4 +181,4 @@ def test_impossible_configurations_are_refused() -> None:
     with pytest.raises(ValidationError, match="series"):
         SimulatorConfig(series=2)
     with pytest.raises(ValidationError, match="extra"):
-        SimulatorConfig(popularty=1)
+        SimulatorConfig.model_validate({"popularty": 1})

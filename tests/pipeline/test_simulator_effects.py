@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import pytest
 
 from pipeline.sources.simulator import SimulatedLogs, SimulatorConfig, simulate
-from pipeline.sources.simulator_platform import DAY_US, DEVICES, PAGES
+from pipeline.sources.simulator_platform import DAY_US, DEVICES, PAGES, generate_platform
 
 SWITCHES = (
     "long_term_taste", "short_term_taste", "demographics", "context", "time_of_day", "series", "freshness", "clickbait",
@@ -22,7 +22,7 @@ SWITCHES = (
 def quiet(**switches: float) -> SimulatorConfig:
     """A platform without any effect but those named (searches and watches from outside stay)."""
     scale = {"users": 1500, "videos": 500, "uploaders": 60, "topics": 12}
-    return SimulatorConfig(**{**scale, **dict.fromkeys(SWITCHES, 0.0), **switches})
+    return SimulatorConfig.model_validate({**scale, **dict.fromkeys(SWITCHES, 0.0), **switches})
 
 
 class Frame:
@@ -275,7 +275,7 @@ def context_ratios(config: SimulatorConfig) -> tuple[np.ndarray, np.ndarray]:
     it least; with tastes t and gate g its expectation is close to g × (mean t of the first - mean t of the second).
     """
     f = Frame(simulate(config))
-    gate = simulate(quiet(context=1.0)).truth.platform.gate
+    gate = generate_platform(quiet(context=1.0)).gate
     K = config.topics
     ratios, gates = [], []
     for page in (2, 3):  # search and external: the topic comes from the user alone
@@ -293,7 +293,7 @@ def context_ratios(config: SimulatorConfig) -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_page_and_device_multiply_taste_and_do_nothing_when_off() -> None:
-    scale = {"users": 6000, "long_term_taste": 0.7}
+    scale = {"users": 4000, "long_term_taste": 0.7}
     ratio, gate = context_ratios(quiet(context=1.0, **scale))
     log_ratio, log_gate = np.log(np.maximum(ratio, 0.05)), np.log(gate)
     centred = [x - x.mean((0, 1)) for x in (log_ratio, log_gate)]

@@ -14,8 +14,8 @@ from pipeline.sources.simulator_candidates import Candidates
 from pipeline.sources.simulator_platform import EXTERNAL, HOME, PAGES, WATCH_NEXT
 from pipeline.sources.truth import Given, Truth
 
-CONFIG = SimulatorConfig(users=1500, videos=800, uploaders=100, topics=16)
-LABELS = 4000
+CONFIG = SimulatorConfig(users=1200, videos=600, uploaders=80, topics=16)
+LABELS = 3000
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +137,7 @@ def assert_calibrated(p: np.ndarray, label: np.ndarray) -> None:
 def test_pages_that_would_repeat_a_video_are_accounted_for() -> None:
     """Forty videos on pages of twelve places: most draws repeat one that stands higher on the page."""
     scale = {"users": 500, "videos": 40, "uploaders": 12, "topics": 4, "slots": 12}
-    logs = simulate(SimulatorConfig(**scale, external=0, searches=0))
+    logs = simulate(SimulatorConfig.model_validate({**scale, "external": 0, "searches": 0}))
     shown, watches = logs.tables["impressions"], sampled(logs.tables["watches"])
     requests = pc.count_distinct(shown["request_id"]).as_py()
     assert shown.num_rows < 0.75 * 12 * requests

@@ -39,7 +39,10 @@ class IndexConfig(Settings):
     )
     dimensions_per_block: int = Field(default=2, ge=1, description="dimensions hashed together")
     anisotropic_threshold: float = Field(
-        default=0.2, description="T of anisotropic vector quantization (Guo et al. 2020)"
+        default=0.2,
+        ge=0,
+        description="T of anisotropic vector quantization (Guo et al. 2020, for vectors of length one), here in units of "
+        "the vectors' root mean square length",
     )
     reorder: int = Field(
         default=500, ge=1, description="neighbours scored exactly, at least; never fewer than twice the answer"
@@ -80,6 +83,7 @@ class ScannSearcher(tf.Module):
         super().__init__()
         size = len(vectors)
         sample = min(config.training_sample, size)
+        length = float(np.sqrt(np.mean(np.sum(np.square(vectors), axis=1))))
         builder = scann_ops.builder(vectors, 1, "dot_product")
         self.num_leaves = 0
         if size >= config.tree_from:
@@ -88,7 +92,7 @@ class ScannSearcher(tf.Module):
             builder = builder.tree(self.num_leaves, searched, training_sample_size=sample)
         builder = builder.score_ah(
             config.dimensions_per_block,
-            anisotropic_quantization_threshold=config.anisotropic_threshold,
+            anisotropic_quantization_threshold=config.anisotropic_threshold * length,
             training_sample_size=sample,
         ).reorder(min(config.reorder, size))
         self.state = builder.build().serialize_to_module()

@@ -150,9 +150,10 @@ class Recommender:
         columns = [c for c in ("video_id", "timestamp", "order") if c in table_columns(self._tables, "watches")]
         files = [str(file) for file in table_files(self._tables, "watches")]
         watches = ds.dataset(files, format="parquet").to_table(columns, filter=pc.field("user_id") == user_id)
-        before = pc.fill_null(pc.less(watches["timestamp"], pa.scalar(now, TIMESTAMP)), True)
-        keys = [(column, "ascending") for column in columns[1:]]
-        return watches.filter(before).sort_by(keys, null_placement="at_start")["video_id"].to_pylist()[::-1]
+        known = pc.fill_null(watches["timestamp"], datetime(1, 1, 1, tzinfo=UTC))  # order-only watches come first
+        watches = watches.set_column(watches.column_names.index("timestamp"), "timestamp", known)
+        watches = watches.filter(pc.less(known, pa.scalar(now, TIMESTAMP)))
+        return watches.sort_by([(column, "ascending") for column in columns[1:]])["video_id"].to_pylist()[::-1]
 
     def _notes(self, user_id: str, now: datetime, watched: list[str]) -> list[str]:
         if watched:

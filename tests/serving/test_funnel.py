@@ -1,0 +1,228 @@
+"""From the tables of a simulated platform to recommendations: what the Beam jobs stored is what the exports answer."""
+
+import dataclasses
+import re
+import shutil
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+import tensorflow as tf
+from rich.console import Console
+
+from features.analysis import analyze_tables, fit_quantiles
+from features.catalogue import build_catalogue
+from features.encoding import load_encoder
+from features.errors import ArtifactError, ExportError
+from features.example_sets import CandidateExamplesJob, RankingExamplesJob, build_examples
+from features.feature_lists import (
+    FeatureListConfig,
+    columns_of,
+    default_candidate_features,
+    default_ranking_features,
+    id_sources,
+)
+from features.quantiles import read_quantiles
+from features.shards import write_shards
+from features.spec import FeatureSpec, Side
+from features.splits import SplitConfig, resolve
+from features.tables import read_table
+from features.vocabulary import Vocabulary
+from features.vocabulary_requests import vocabulary_requests
+from models.ranker import Ranker, RankerConfig
+from models.raw_features import RawFeatures
+from models.two_tower import TwoTower, TwoTowerConfig
+from models.weighted_logistic_regression import LabelStatistics
+from pipeline.sources.simulator import SimulatorConfig, simulate
+from serving.export import ExportConfig, VideoVectors, export_ranking, export_retrieval
+from serving.index_recall import RecallConfig
+from serving.recommend import Recommender, latest_moment
+from serving.recommendations_table import recommendations_table
+from serving.retrieval import RetrievalConfig
+from serving.stored_examples import StoredExamples, stored_examples
+
+LISTS = FeatureListConfig(watch_window=20, impression_window=30, max_search_tokens=12)
+UTC_OFFSET_S = 5.5 * 3600
+CONFIG = ExportConfig(retrieval=RetrievalConfig(k=40), recall=RecallConfig(k=10, min_hits=1))
+
+
+@dataclasses.dataclass(frozen=True)
+class Platform:
+    """A run folder up to its examples, with models that have random weights."""
+
+    run: Path
+    generator: TwoTower
+    ranker: Ranker
+    generator_features: RawFeatures
+    ranker_features: RawFeatures
+
+    def stored(self, model: str, count: int = 60) -> StoredExamples:
+        folder, spec, features = {
+            "candidate_generator": ("candidate_generation", self.generator.spec, self.generator_features),
+            "ranker": ("ranking", self.ranker.spec, self.ranker_features),
+        }[model]
+        part = self.run / "examples" / folder / "validation"
+        return stored_examples(part, self.run / "tables", model, spec, features.input_specs, LISTS, count)
+
+
+@pytest.fixture(scope="module")
+def platform(tmp_path_factory: pytest.TempPathFactory) -> Platform:
+    run = tmp_path_factory.mktemp("platform")
+    tables, features = run / "tables", run / "features"
+    for name, table in simulate(SimulatorConfig(users=150, videos=200, uploaders=30, days=6)).tables.items():
+        (tables / name).mkdir(parents=True)
+        pq.write_table(table, tables / name / "part-0.parquet")
+    last_us = int(latest_moment(tables).timestamp() * 1e6)
+    split = resolve(SplitConfig(test_days=1, utc_offset_hours=5.5), last_us)
+    columns = columns_of(tables)
+    specs = {
+        "candidate_generator": default_candidate_features(columns, LISTS).spec,
+        "ranker": default_ranking_features(columns, LISTS).spec,
+    }
+    analyze_tables(tables, features, vocabulary_requests(id_sources(specs, columns)), split)
+    vocabularies = {file.stem: Vocabulary.read(file) for file in (features / "vocabularies").glob("*.parquet")}
+    build_catalogue(tables, features, vocabularies, specs.values())
+    write_shards(tables, run / "shards")
+    for name, job in {
+        "candidate_generation": CandidateExamplesJob(specs["candidate_generator"], split, LISTS),
+        "ranking": RankingExamplesJob(specs["ranker"], split, LISTS),
+    }.items():
+        build_examples(job, run / "shards", features, run / "examples" / name)
+    fit_quantiles(run / "examples/ranking", specs["ranker"], features)
+    sizes = {space: vocabulary.size for space, vocabulary in vocabularies.items()}
+    quantiles = read_quantiles(features / "quantiles" / "quantiles.json")
+    encoder = load_encoder(features)
+    tf.keras.utils.set_random_seed(0)
+    query = FeatureSpec(specs["candidate_generator"].side(Side.QUERY))
+    return Platform(
+        run,
+        TwoTower(TwoTowerConfig(dimension=16, depth=1), specs["candidate_generator"], sizes),
+        Ranker(RankerConfig(hidden_units=(16,)), specs["ranker"], sizes, quantiles, LabelStatistics(100, 20, 9000)),
+        RawFeatures(query, encoder, LISTS, UTC_OFFSET_S),
+        RawFeatures(specs["ranker"], encoder, LISTS, UTC_OFFSET_S),
+    )
+
+
+@pytest.fixture(scope="module")
+def export(platform: Platform) -> Path:
+    folder = platform.run / "export"
+    catalogue = load_encoder(platform.run / "features").catalogue
+    rows = catalogue["video"].to_numpy()
+    videos = VideoVectors(
+        np.array(catalogue["video_id"].to_pylist(), object),
+        platform.generator.video_embeddings({"video": tf.constant(rows)}).numpy(),
+        np.where(rows > 0, 1000 - rows, 0),
+    )
+    queries = np.random.default_rng(0).normal(size=(50, 16)).astype(np.float32)
+    stored = platform.stored("candidate_generator")
+    export_retrieval(folder, platform.generator, platform.generator_features, videos, stored, queries, CONFIG)
+    export_ranking(folder, platform.ranker, platform.ranker_features, platform.stored("ranker"), CONFIG)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def recommender(export: Path, platform: Platform) -> Recommender:
+    return Recommender(export, platform.run / "tables", LISTS)
+
+
+def test_stored_examples_hold_the_default_features_of_both_models(platform: Platform):
+    ranker = platform.stored("ranker")
+    assert len(ranker.descriptions) == 60
+    assert set(ranker.features) == {f.name for f in platform.ranker.spec.features} - {"position"}
+    assert ranker.features["topics"].shape == (60, 1, LISTS.max_topics)
+    filled = {name: np.unique(values[values == values]).size for name, values in ranker.features.items()}
+    assert min(filled[name] for name in ("uploader_watch_count", "click_rate", "search_tokens", "hour")) > 1
+    assert ranker.inputs["candidate_sources"].ndim == 3
+    generator = platform.stored("candidate_generator")
+    assert set(generator.features) == {f.name for f in platform.generator.spec.side(Side.QUERY)} - {"example_age"}
+
+
+def test_what_the_beam_jobs_stored_is_what_the_exported_signatures_compute(export: Path):
+    """Exporting checks 60 examples of each model, every feature; it would have raised."""
+    assert {path.parent.name for path in export.glob("*/1")} == {"retrieval", "retrieval_brute_force", "ranking"}
+
+
+def test_derivations_that_differ_refuse_the_export_and_are_all_named(platform: Platform, tmp_path: Path):
+    stored = platform.stored("ranker", 10)
+    later = stored.features["seconds_since_last_watch"] + np.float32(1)
+    reversed_bag = np.flip(stored.features["watched_video_ids"], axis=-1)
+    topics = stored.features["topics"]
+    tampered = dataclasses.replace(
+        stored,
+        features={
+            **stored.features,
+            "seconds_since_last_watch": later,
+            "watched_video_ids": reversed_bag,
+            "topics": np.where(topics > 0, topics % 5 + 1, topics).astype(np.int32),
+        },
+    )
+    with pytest.raises(ExportError, match=r"parity: features '\w+' differs .* user '.*expected .*found") as refused:
+        export_ranking(tmp_path, platform.ranker, platform.ranker_features, tampered, CONFIG)
+    named = set(re.findall(r"features[. ]'?(\w+)", str(refused.value)))
+    assert named == {"seconds_since_last_watch", "watched_video_ids", "topics"}
+
+
+def test_recommendations_are_unwatched_videos_ordered_by_the_ranker(recommender: Recommender, platform: Platform):
+    watches = read_table(platform.run / "tables", "watches", ["user_id", "video_id", "timestamp"])
+    user = pc.value_counts(watches["user_id"])[0]["values"].as_py()
+    found = recommender.recommend(user, count=15, request={"page": "home", "device": "phone"})
+    mine = watches.filter(pc.equal(watches["user_id"], user)).sort_by("timestamp")["video_id"].to_pylist()
+    assert found.watched == mine[::-1][:15]
+    assert found.notes == []
+    ids = [row.video_id for row in found.rows]
+    assert len(set(ids)) == 15 and not set(ids) & set(mine)
+    scores = [row.score for row in found.rows]
+    assert scores == sorted(scores, reverse=True) and min(scores) > 0
+    assert all(0 < row.click_probability < 1 and row.expected_watch_time_s > 0 for row in found.rows)
+    assert {row.source for row in found.rows} == {"candidate_generator"}
+
+
+def test_only_what_happened_before_the_given_moment_is_known(recommender: Recommender, platform: Platform):
+    watches = read_table(platform.run / "tables", "watches", ["user_id", "video_id", "timestamp"]).sort_by("timestamp")
+    user, moment = watches["user_id"][0].as_py(), watches["timestamp"][0].as_py()
+    assert recommender.recommend(user, now=moment).watched == []
+    later = recommender.recommend(user, now=moment + timedelta(microseconds=1))
+    assert later.watched == [watches["video_id"][0].as_py()]
+
+
+def test_an_unknown_user_gets_a_list_and_a_note(recommender: Recommender):
+    found = recommender.recommend("nobody 👤", count=5)
+    assert len(found.rows) == 5 and found.watched == []
+    assert found.notes == ["user 'nobody 👤' is not in the log: recommended as to a user about whom nothing is known"]
+
+
+def test_without_a_ranker_the_retrieval_score_orders(export: Path, platform: Platform, tmp_path: Path):
+    shutil.copytree(export / "retrieval", tmp_path / "retrieval")
+    found = Recommender(tmp_path, platform.run / "tables", LISTS).recommend("nobody", count=5)
+    scores = [row.retrieval_score for row in found.rows]
+    assert scores == sorted(scores, reverse=True)
+    assert {row.score for row in found.rows} == {None}
+    assert found.notes[-1] == "no ranker is exported: ordered by the retrieval score"
+
+
+def test_without_an_export_the_error_says_what_to_run(platform: Platform, tmp_path: Path):
+    with pytest.raises(ArtifactError, match="expected a published version, found none; run the export stage"):
+        Recommender(tmp_path, platform.run / "tables")
+
+
+def test_the_printed_table_tells_what_the_videos_are_about(recommender: Recommender, platform: Platform):
+    tables = platform.run / "tables"
+    user = read_table(tables, "watches", ["user_id"])["user_id"][0].as_py()
+    found = recommender.recommend(user, count=3)
+    console = Console(width=250, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(recommendations_table(found, tables))
+    text = console.export_text()
+    videos = {row["video_id"]: row for row in read_table(tables, "videos").to_pylist()}
+    for video_id in [row.video_id for row in found.rows] + found.watched:
+        assert video_id in text and ", ".join(videos[video_id]["topics"]) in text
+    assert f"{found.rows[0].expected_watch_time_s:.1f} s" in text
+
+
+def test_now_is_just_after_the_last_event(platform: Platform):
+    tables = platform.run / "tables"
+    last = max(pc.max(read_table(tables, name, ["timestamp"])["timestamp"]).as_py() for name in ("watches", "searches"))
+    now = latest_moment(tables)
+    assert now > last and now.tzinfo is not None and now < datetime(2026, 1, 1, tzinfo=UTC)

@@ -5,7 +5,7 @@ Events of one user are not independent, so whole users are drawn with replacemen
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -80,6 +80,12 @@ def paired_difference(a: Measurement, b: Measurement) -> Difference:
     share = float(np.mean(defined <= 0)) if defined.size else float("nan")
     low, high = percentile_interval(defined, a.confidence)
     return Difference(a.name, a.value - b.value, low, high, share, min(a.n, b.n))
+
+
+def paired_differences(a: Sequence[Measurement], b: Sequence[Measurement]) -> list[Difference]:
+    """`paired_difference` of every metric that both methods have, in the order of A's."""
+    of_b = {measurement.name: measurement for measurement in b}
+    return [paired_difference(one, of_b[one.name]) for one in a if one.name in of_b]
 
 
 class UserBootstrap:

@@ -95,5 +95,25 @@ def figures_table(methods: Sequence[MethodFigures], names: Sequence[str], title:
     return table
 
 
+def differences_table(
+    model: str, peers: Mapping[str, Sequence[Difference]], names: Sequence[str], title: str, digits: int = 4
+) -> Table:
+    """A model minus each of its peers: one row per peer, one column per figure with interval and share of A ≤ B."""
+    table = Table(title=title, title_justify="left")
+    table.add_column(f"{model} minus")
+    for name in names:
+        table.add_column(name, justify="right")
+    for peer, differences in peers.items():
+        by_name = {difference.name: difference for difference in differences}
+        cells = [_difference_cell(by_name[name], digits) if name in by_name else "–" for name in names]
+        table.add_row(peer, *cells)
+    return table
+
+
+def _difference_cell(difference: Difference, digits: int) -> str:
+    interval = f"[{difference.low:+.{digits}f}, {difference.high:+.{digits}f}]"
+    return f"{difference.value:+.{digits}f} {interval} P(≤0) {difference.share_a_not_above_b:.3f}"
+
+
 def _cell(figure: Figure, digits: int) -> str:
     return f"{figure.value:.{digits}f} [{figure.low:.{digits}f}, {figure.high:.{digits}f}]"

@@ -92,12 +92,14 @@ class FittedTrees:
       booster: the trees.
       trials: all settings, the chosen one first.
       seconds: time for tuning and fitting.
+      threads: of predictions.
     """
 
     variant: TreeVariant
     booster: lgb.Booster = field(repr=False)
     trials: tuple[TreeTrial, ...]
     seconds: float
+    threads: int = 1
 
     @property
     def validation_loss(self) -> float:
@@ -105,8 +107,9 @@ class FittedTrees:
 
     def predict(self, data: RankingData) -> np.ndarray:
         """`[n]`: seconds (watch time), odds (weighted binary), a score (lambdarank) or a probability (click)."""
-        predicted = self.booster.predict(data.matrix, raw_score=self.variant is TreeVariant.WEIGHTED_BINARY)
-        return np.exp(predicted) if self.variant is TreeVariant.WEIGHTED_BINARY else np.asarray(predicted)
+        odds = self.variant is TreeVariant.WEIGHTED_BINARY
+        predicted = np.asarray(self.booster.predict(data.matrix, raw_score=odds, num_threads=self.threads))
+        return np.exp(predicted) if odds else predicted
 
 
 def expected_watch_time_s(fitted: dict[TreeVariant, FittedTrees], data: RankingData) -> dict[TreeVariant, np.ndarray]:
@@ -157,7 +160,7 @@ def fit_trees(
         _set_target(datasets[1], variant, both.impressions, train.impressions)
         parameters = _parameters(variant, trials[0].parameters, train.impressions, config)
         booster = lgb.train(parameters, datasets[1], num_boost_round=trials[0].rounds)
-        result[variant] = FittedTrees(variant, booster, tuple(trials), time.monotonic() - started)
+        result[variant] = FittedTrees(variant, booster, tuple(trials), time.monotonic() - started, config.threads)
     return result
 
 

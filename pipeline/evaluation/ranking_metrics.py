@@ -135,13 +135,20 @@ def click_auc(scores: np.ndarray, impressions: Impressions, bootstrap: UserBoots
 
 
 def grouped_click_auc(scores: np.ndarray, impressions: Impressions, bootstrap: UserBootstrap) -> Measurement:
-    """AUC within each user (all pages), averaged over users with clicked and unclicked ones, by their impressions."""
-    users = bootstrap.user_of_row
-    above, unclicked = mispredicted_pairs(users, scores, impressions.clicked)
-    pairs = bootstrap.sum_by_user(unclicked)
-    auc = 1.0 - bootstrap.sum_by_user(above) / np.maximum(pairs, 1)
-    shown = np.where(pairs > 0, np.bincount(users, minlength=bootstrap.num_users), 0).astype(float)
-    return bootstrap.ratios([GROUPED_AUC], (auc * shown)[:, None], shown[:, None])[0]
+    """AUC within each page view, averaged by impressions over the page views with clicked and unclicked ones.
+
+    Pages are not mixed, even of one user: what was clicked on a page is history on the next, so that a low click rate
+    so far would be a good score across pages and none within them.
+    """
+    above, unclicked = mispredicted_pairs(impressions.groups, scores, impressions.clicked)
+    _, first, group, shown = np.unique(impressions.groups, return_index=True, return_inverse=True, return_counts=True)
+    pairs = np.bincount(group, unclicked)
+    wrong = np.bincount(group, above) / np.maximum(pairs, 1)
+    weight = np.where(pairs > 0, shown, 0).astype(float)
+    of_user = bootstrap.user_of_row[first]
+    numerator = np.bincount(of_user, weight * (1.0 - wrong), minlength=bootstrap.num_users)
+    denominator = np.bincount(of_user, weight, minlength=bootstrap.num_users)
+    return bootstrap.ratios([GROUPED_AUC], numerator[:, None], denominator[:, None])[0]
 
 
 def click_log_loss(probabilities: np.ndarray, impressions: Impressions, bootstrap: UserBootstrap) -> Measurement:

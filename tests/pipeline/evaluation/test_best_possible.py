@@ -10,12 +10,14 @@ from pipeline.evaluation.best_possible import (
     expected_best_retrieval,
     share_of_best,
 )
-from pipeline.evaluation.bootstrap import UserBootstrap
+from pipeline.evaluation.bootstrap import BootstrapConfig, UserBootstrap
 from pipeline.evaluation.figures import Figure
 from pipeline.evaluation.ranking_metrics import Impressions, evaluate_ranking
 from pipeline.evaluation.retrieval_metrics import RetrievalMetricsConfig, RetrievalTargets, evaluate_retrieval
 
-CONFIG = RetrievalMetricsConfig(map_at=(2,), recall_at=(2,), ndcg_at=(2,), chunk_size=100)
+CONFIG = RetrievalMetricsConfig(
+    map_at=(2,), recall_at=(2,), ndcg_at=(2,), chunk_size=100, bootstrap=BootstrapConfig(resamples=100)
+)
 
 
 def test_expected_metrics_by_hand():
@@ -45,12 +47,12 @@ def test_the_truth_is_the_best_scorer_and_meets_its_expectation():
 
 def test_true_expected_watch_time_beats_true_click_probability_when_clicks_deceive():
     rng = np.random.default_rng(1)
-    n = 20_000
+    n = 10_000
     click, seconds = rng.uniform(0.05, 0.9, n), rng.gamma(1.0, 50.0, n)
     seconds[click > 0.6] /= 10  # clickbait
     clicked = rng.random(n) < click
     impressions = Impressions(np.arange(n) // 50, np.arange(n) // 10, clicked, np.where(clicked, seconds, 0.0))
-    bootstrap = UserBootstrap(impressions.users)
+    bootstrap = UserBootstrap(impressions.users, BootstrapConfig(resamples=100))
     best = best_possible_ranking(click, seconds, impressions, bootstrap)[0]
     by_click = evaluate_ranking(click, impressions, bootstrap)[0]
     assert best.figure.high < by_click.figure.low

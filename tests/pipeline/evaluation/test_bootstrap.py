@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 
 from features.errors import DataError
-from pipeline.evaluation.bootstrap import BootstrapConfig, UserBootstrap, paired_difference, percentile_interval
+from pipeline.evaluation.bootstrap import (
+    BootstrapConfig,
+    UserBootstrap,
+    paired_difference,
+    paired_differences,
+    percentile_interval,
+)
 
 
 def test_every_draw_draws_as_many_users_as_there_are():
@@ -86,6 +92,13 @@ def test_measurements_on_other_users_are_not_paired():
     other = UserBootstrap(np.array([1, 3])).ratio("r", np.ones(2), np.ones(2))
     with pytest.raises(DataError, match="different users or draws"):
         paired_difference(one, other)
+
+
+def test_differences_of_two_methods_pair_metrics_by_name():
+    bootstrap = UserBootstrap(np.array([1, 2]), BootstrapConfig(resamples=20))
+    a = bootstrap.means_of_users(["m", "only in a", "k"], np.array([[1.0, 0, 5], [2.0, 0, 6]]))
+    b = bootstrap.means_of_users(["k", "m"], np.array([[1.0, 0], [1.0, 0]]))
+    assert [(d.name, d.value) for d in paired_differences(a, b)] == [("m", 1.5), ("k", 4.5)]
 
 
 def test_no_rows_is_a_clear_error():

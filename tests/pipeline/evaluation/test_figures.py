@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from pipeline.evaluation.figures import Figure, MethodFigures, figures_table, write_json
+from pipeline.evaluation.figures import (
+    Difference,
+    Figure,
+    MethodFigures,
+    differences_table,
+    figures_table,
+    write_json,
+)
 
 EASE = MethodFigures("EASE", (Figure("MAP@20", 0.0361, 0.034, 0.0385, 900),), {"regularisation": np.float64(100)})
 LEFT_OUT = MethodFigures("ALS", left_out="30000 videos are more than 20000")
@@ -34,3 +41,13 @@ def test_asking_for_an_unknown_figure_names_those_there_are():
     assert EASE.figure("MAP@20").n == 900
     with pytest.raises(KeyError, match="there are MAP@20"):
         EASE.figure("MAP@10")
+
+
+def test_differences_show_sign_interval_and_share():
+    console = Console(width=160, record=True, file=io.StringIO())
+    peers = {"EASE": [Difference("MAP@20", 0.004, -0.001, 0.009, 0.06, 900)], "ALS": []}
+    console.print(differences_table("two-tower", peers, ["MAP@20"], "Paired"))
+    text = console.export_text()
+    assert "two-tower minus" in text
+    assert "+0.0040 [-0.0010, +0.0090] P(≤0) 0.060" in text
+    assert text.count("–") == 1

@@ -4,11 +4,13 @@ Elements are `pyarrow.Table` batches, never rows: Beam's Python SDK spends micro
 spreads them over its rows. Whatever a worker calls lives in an importable module, never in `__main__`.
 """
 
+import contextlib
+import difflib
+import io
 import logging
 import re
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 import apache_beam as beam
@@ -44,13 +46,18 @@ def make_pipeline(beam_args: Sequence[str] = ()) -> beam.Pipeline:
         or `["--runner=FlinkRunner", "--flink_master=host:8081"]`.
 
     Raises:
-      ConfigError: the runner is unknown, or known to leave out branches of a pipeline.
+      ConfigError: an option or the runner is unknown, or the runner is known to leave out branches of a pipeline.
     """
     # What goes wrong is raised; Beam would log its traceback as well.
     logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
-    options = PipelineOptions(list(beam_args))
+    options, unknown = _options(beam_args)
     runner = options.view_as(StandardOptions).runner
     if runner in _LOCAL_RUNNERS:
+        # Runners elsewhere may have options that only their job server knows.
+        if unknown:
+            near = difflib.get_close_matches(unknown[0], options.get_all_options(), n=1)
+            hint = f"; the nearest is --{near[0]}" if near else ""
+            raise ConfigError(f"Beam option --{unknown[0]}: expected an option of Apache Beam{hint}")
         return beam.Pipeline(runner=_local_runner(options), options=options)
     if "dask" in runner.lower():
         raise ConfigError(f"--runner={runner}: runs only the last branch of a pipeline; choose another Beam runner")
@@ -58,6 +65,20 @@ def make_pipeline(beam_args: Sequence[str] = ()) -> beam.Pipeline:
         return beam.Pipeline(options=options)
     except (ValueError, ImportError, AttributeError) as error:
         raise ConfigError(f"--runner={runner}: expected one of Beam's runners; {error}") from error
+
+
+def _options(beam_args: Sequence[str]) -> tuple[PipelineOptions, list[str]]:
+    """The options, and the names of those that Beam does not know."""
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            options = PipelineOptions(list(beam_args))
+            known = options.get_all_options()
+            given = options.get_all_options(retain_unknown_options=True)
+    except SystemExit as error:  # of its argument parser
+        reason = complaint.getvalue().strip().splitlines()[-1].partition("error: ")[2]
+        raise ConfigError(f"Beam options: expected {' '.join(beam_args)} to be valid, found {reason}") from error
+    return options, sorted(set(given) - set(known))
 
 
 def _local_runner(options: PipelineOptions) -> FnApiRunner:
@@ -123,7 +144,7 @@ class _RowCounter:
 _rows = _RowCounter()
 
 
-@contextmanager
+@contextlib.contextmanager
 def _progress(description: str, console: Console) -> Iterator[None]:
     if not console.is_terminal:
         yield
@@ -211,7 +232,7 @@ def _read(part: tuple[str, str, list[str], list[int]]) -> tuple[str, pa.Table]:
     return name, batch
 
 
-@contextmanager
+@contextlib.contextmanager
 def _parquet(path: str) -> Iterator[pq.ParquetFile]:
     try:
         with (

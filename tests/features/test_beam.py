@@ -82,6 +82,14 @@ def test_an_unknown_runner_is_a_configuration_error():
         make_pipeline(["--runner=DaskRunner"])
 
 
+def test_a_wrong_option_is_a_configuration_error(capsys):
+    with pytest.raises(ConfigError, match=r"--direct_num_wrkers: .*; the nearest is --direct_num_workers"):
+        make_pipeline(["--direct_num_wrkers=2"])
+    with pytest.raises(ConfigError, match=r"direct_running_mode=fast to be valid, found .*invalid choice: 'fast'"):
+        make_pipeline(["--direct_running_mode=fast"])
+    assert capsys.readouterr().err == ""
+
+
 @pytest.mark.parametrize("terminal", [True, False])
 def test_progress_is_drawn_on_terminals_only(files, terminal):
     pipeline = make_pipeline()

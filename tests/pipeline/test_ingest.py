@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
@@ -96,6 +96,12 @@ def test_duplicates_are_rejected_but_for_the_first_even_across_chunks(tmp_path):
         ("duplicate", 3, 3.0),
         ("duplicate", 5, 5.0),
     ]
+
+
+def test_order_does_not_tell_events_of_one_moment_apart(tmp_path):
+    table = watches([("u", "v", NOON, 1), ("u", "v", NOON, 2)], ("user_id", "video_id", "timestamp", "order"))
+    run(tmp_path, TOLERANT, watches=table)
+    assert read_table(tmp_path / "tables", "watches")["order"].to_pylist() == [1]
 
 
 def test_an_impression_id_tells_impressions_apart_and_together(tmp_path):
@@ -238,7 +244,7 @@ def test_a_large_day_is_written_in_parts_that_stay_in_order(tmp_path, monkeypatc
     st.lists(st.tuples(st.sampled_from("ab"), st.sampled_from("xy"), st.integers(0, 200)), min_size=1, max_size=40),
     st.integers(1, 7),
 )
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 def test_any_chunking_gives_the_rows_of_a_plain_sort_without_repetitions(tmp_path_factory, rows, chunk_rows):
     folder = tmp_path_factory.mktemp("ingest")
     table = watches([(user, video, NOON + hour * HOUR) for user, video, hour in rows])

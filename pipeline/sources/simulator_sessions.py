@@ -21,17 +21,14 @@ from pipeline.sources.simulator_behaviour import (
 )
 from pipeline.sources.simulator_candidates import Candidates
 from pipeline.sources.simulator_platform import (
-    DEVICE_SHARES,
     HOUR_US,
     SEARCH,
     WATCH_NEXT,
     Platform,
     draw_rows,
 )
+from pipeline.sources.simulator_schedule import SECOND_US, draw_schedule
 
-SECOND_US = 1_000_000
-STEPS_PER_SESSION = 4.0
-FOCUS_CHANGE = 0.35  # probability that a new session begins with another current topic
 SEARCH_SETS_FOCUS = 0.5
 SEARCH_ABANDONED = 0.12  # searches that no watch follows
 # home, watch_next, search, external: for the first step of a session, and for later ones (after a watch)
@@ -54,49 +51,6 @@ def mode_probabilities(platform: Platform) -> np.ndarray:
     config = platform.config
     table = MODES * np.array([1.0, 1.0, config.searches, config.external])
     return table / table.sum(1, keepdims=True)
-
-
-@dataclass(frozen=True)
-class _Schedule:
-    """Steps and sessions drawn ahead, flat and sorted by user."""
-
-    begin: np.ndarray  # [users] first step row
-    count: np.ndarray  # [users] steps
-    session: np.ndarray  # [steps]
-    first: np.ndarray  # [steps] bool, first of its session
-    gap_us: np.ndarray  # [steps] pause before the step
-    start_us: np.ndarray  # [sessions]
-    device: np.ndarray  # [sessions]
-    new_focus: np.ndarray  # [sessions] topic, -1 keep
-
-
-def _draw_schedule(rng: np.random.Generator, platform: Platform) -> _Schedule:
-    config = platform.config
-    sessions_of = rng.poisson(platform.activity / STEPS_PER_SESSION)
-    user = np.repeat(np.arange(config.users), sessions_of)
-    n = len(user)
-    hours = np.arange(config.days * 24)
-    demand = 1 + 0.8 * min(config.time_of_day, 1.0) * np.cos(2 * np.pi * (hours % 24 - 20) / 24)
-    cumulative = np.concatenate([[0.0], np.cumsum(demand)]) / demand.sum()
-    start_us = platform.start_us + (np.interp(rng.random(n), cumulative, np.arange(len(hours) + 1)) * HOUR_US).astype(
-        np.int64
-    )
-    start_us = start_us[np.lexsort((start_us, user))]
-    hour = start_us // HOUR_US % 24
-    evening = np.minimum(config.time_of_day, 1.0) * np.cos(2 * np.pi * (hour - 20) / 24)
-    shares = DEVICE_SHARES * np.exp(evening[:, None] * np.array([-0.4, -0.4, 1.0, 0.3]))
-    other = draw_rows(rng, np.cumsum(shares, 1))
-    device = np.where(rng.random(n) < 0.6, platform.user_device[user], other)
-    topic = draw_rows(rng, np.cumsum(platform.long_term, 1)[user])
-    new_focus = np.where(rng.random(n) < FOCUS_CHANGE, topic, -1)
-
-    steps_of = rng.geometric(1 / STEPS_PER_SESSION, n)
-    session = np.repeat(np.arange(n), steps_of)
-    session_begin = np.cumsum(steps_of) - steps_of
-    first = np.arange(len(session)) == session_begin[session]
-    count = np.bincount(user, steps_of, minlength=config.users).astype(np.int64)
-    gap_us = ((5 + rng.exponential(40.0, len(session))) * SECOND_US).astype(np.int64)
-    return _Schedule(np.cumsum(count) - count, count, session, first, gap_us, start_us, device, new_focus)
 
 
 class _Recorder:
@@ -125,7 +79,7 @@ class _Simulation:
         self.platform = platform
         self.candidates = Candidates(platform)
         self.rng = np.random.Generator(np.random.SFC64([platform.config.seed, 5]))
-        self.schedule = _draw_schedule(self.rng, platform)
+        self.schedule = draw_schedule(self.rng, platform)
         U = platform.config.users
         self.clock_us = np.full(U, platform.start_us)
         self.focus = draw_rows(self.rng, np.cumsum(platform.long_term, 1))

@@ -86,7 +86,7 @@ class Truth:
           completed_only: the distribution of completed watches only, p(v) × P(completed | watched).
           given: what else is known of the step. A search made for the watch itself is part of the step and not of
             the state, so a model that sees it may do better than `Given.STATE`; `Given.QUERY` is the bound for that.
-          chunk: watches computed at a time (memory is about 100 bytes × chunk × videos).
+          chunk: watches computed at a time (memory is about 150 bytes × chunk × videos).
 
         Returns:
           `[n, V]` float32, columns in the order of `video_ids`; rows sum to 1.
@@ -117,6 +117,11 @@ class Truth:
         return rows
 
     def _distribution(self, steps: np.ndarray, completed_only: bool, given: Given) -> np.ndarray:
+        total = np.sum(list(self._expected_watches(steps, completed_only, given).values()), axis=0)
+        return total / total.sum(1, keepdims=True)
+
+    def _expected_watches(self, steps: np.ndarray, completed_only: bool, given: Given) -> dict[int, np.ndarray]:
+        """Expected number of watches of each video in each step, `[n, V]` by page."""
         platform = self.platform
         moment = self._moment(steps)
         ignored = self._remembered(self.ignored, steps, np.uint8)
@@ -126,8 +131,8 @@ class Truth:
             known = np.zeros_like(shares)
             known[np.arange(len(steps)), self.steps["mode"][steps]] = 1.0
             shares = known
-        total = np.zeros(ignored.shape)
-        for page in (HOME, WATCH_NEXT, SEARCH, EXTERNAL):
+        result = {page: np.zeros(ignored.shape) for page in (HOME, WATCH_NEXT, SEARCH, EXTERNAL)}
+        for page, total in result.items():
             rows = np.flatnonzero(shares[:, page] > 0)
             if not len(rows):
                 continue
@@ -142,8 +147,8 @@ class Truth:
                 expected = self._recommended(pairs, page)
             if completed_only:
                 expected = expected * pairs.completion()
-            total[rows] += shares[rows, page, None] * expected
-        return total / total.sum(1, keepdims=True)
+            total[rows] = shares[rows, page, None] * expected
+        return result
 
     def _moment(self, steps: np.ndarray) -> Moment:
         state = {name: column[steps] for name, column in self.steps.items()}

@@ -8,6 +8,7 @@ from pydantic import ValidationError
 
 from features.tables import TABLES
 from pipeline.sources.simulator import SimulatedLogs, SimulatorConfig, simulate
+from pipeline.sources.simulator_names import series_names, topic_names, topic_queries, topic_words, uploader_names
 
 CONFIG = SimulatorConfig(users=400, videos=500, uploaders=60, topics=12, days=14)
 
@@ -150,6 +151,12 @@ def test_a_query_names_what_is_watched_after_it(logs: SimulatedLogs) -> None:
     assert named["uploader"] > 0.15 * found.num_rows
     assert named["series"] > 0.02 * found.num_rows
     assert named["other"] > 0.4 * found.num_rows
+
+
+def test_names_are_distinct_at_any_scale() -> None:
+    queries = [query for words in topic_words(2000) for query in topic_queries(words)]
+    for made in (topic_names(2000), uploader_names(2000), series_names(2000), queries):
+        assert len(set(made)) == len(made) >= 2000
 
 
 def test_default_scale_is_plausible() -> None:

@@ -144,6 +144,23 @@ def test_pages_that_would_repeat_a_video_are_accounted_for() -> None:
     assert_calibrated(logs.truth.next_watch_probabilities(*keys(watches)), labels(logs.truth, watches))
 
 
+@pytest.mark.parametrize("completed_only", [False, True])
+def test_ways_to_find_a_video_are_as_frequent_as_the_truth_says(completed_only: bool) -> None:
+    small = {"users": 600, "videos": 60, "uploaders": 12, "topics": 4}
+    logs = simulate(SimulatorConfig.model_validate(small))
+    watches = logs.tables["watches"]
+    if completed_only:
+        watches = watches.filter(watches["completed"])
+    steps = logs.truth.watches["step"][logs.truth._watch_rows(*keys(watches))]
+    expected = logs.truth._expected_watches(steps, completed_only, Given.STATE)
+    by_page = np.stack([expected[page].sum(1) for page in range(len(PAGES))], 1)
+    p = by_page / by_page.sum(1, keepdims=True)
+    for page, name in enumerate(PAGES):
+        observed = pc.sum(pc.equal(watches["page"], name)).as_py()
+        deviation = np.sqrt((p[:, page] * (1 - p[:, page])).sum())
+        assert abs(observed - p[:, page].sum()) < 3.5 * deviation, name
+
+
 def test_completed_only_tells_completed_from_abandoned_watches(logs: SimulatedLogs) -> None:
     watches = logs.tables["watches"]
     completed = sampled(watches.filter(watches["completed"]))

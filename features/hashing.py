@@ -30,7 +30,7 @@ def hash_strings(strings: pa.Array | pa.ChunkedArray, seed: int = 0) -> np.ndarr
     offsets = offsets - offsets[0]
     if strings.null_count:
         lengths = np.where(strings.is_null().to_numpy(zero_copy_only=False), 0, lengths)
-    hashes = mix(lengths.astype(np.uint64) + np.uint64(seed) * _PRIME)
+    hashes = mix(lengths.astype(np.uint64) + np.uint64(seed * int(_PRIME) % 2**64))
     rows = np.flatnonzero(lengths > 0)
     step = 0
     while len(rows):

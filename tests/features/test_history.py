@@ -17,7 +17,7 @@ from features.feature_lists import FeatureListConfig, default_ranking_features
 from features.history import REQUIREMENTS, Derivation, seconds_between
 from features.leakage_reference import Lookups, PlainRequest, reference_value
 from features.shards import make_shard
-from features.spec import FeatureSpec
+from features.spec import Feature, FeatureSpec, Kind, Side
 from features.splits import Split
 from tests.features.example_logs import START_US, encoder_of, table, write_tables
 
@@ -68,7 +68,12 @@ def spec_of_history() -> FeatureSpec:
         "videos": {"uploader_id", "topics", "upload_time"},
     }
     features = default_ranking_features(columns, LISTS).spec.features
-    return FeatureSpec(tuple(f for f in features if f.source.startswith("history.")))
+    history = [feature for feature in features if feature.source.startswith("history.")]
+    default = {feature.source for feature in history}
+    others = [derivation for derivation in Derivation if f"history.{derivation}" not in default]
+    return FeatureSpec(
+        (*history, *(Feature(d, Kind.CATEGORICAL, Side.QUERY, f"history.{d}", "clicked_video", 3) for d in others))
+    )
 
 
 SPEC = spec_of_history()

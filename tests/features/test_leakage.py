@@ -16,6 +16,7 @@ from features.candidate_examples import CandidateExamplesConfig, LabelChoice
 from features.errors import LeakageError
 from features.event_windows import ORDER_ONLY, Events
 from features.example_sets import CandidateExamplesJob, RankingExamplesJob
+from features.feature_lists import default_ranking_features
 from features.history import Derivation
 from features.leakage import LeakageConfig, check_leakage
 from features.splits import Part, Split, SplitConfig
@@ -87,10 +88,11 @@ def test_honest_example_sets_pass_and_are_made_again_in_every_part(run: Run, set
 
 
 RANKER_COLUMNS = [
-    *(d.value for d in Derivation), "region", "device", "hour", "page", "age", "impression_video_id", "uploader",
-    "topics",
-    "duration_s", "position", "candidate_sources", "candidate_score", "seed_video_id",
-]  # fmt: skip
+    feature.name
+    for feature in default_ranking_features(
+        {name: frozenset(rows.column_names) for name, rows in platform(users=1).items()}
+    ).spec.features
+]
 
 
 @pytest.mark.parametrize("column", RANKER_COLUMNS)

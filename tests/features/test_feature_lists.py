@@ -1,0 +1,121 @@
+import pytest
+
+from features.errors import ConfigError
+from features.feature_lists import (
+    FeatureConfig,
+    FeatureListConfig,
+    IdSource,
+    default_candidate_features,
+    default_ranking_features,
+    id_sources,
+)
+from features.spec import Kind, Normaliser, Side
+
+FULL = {
+    "watches": {"user_id", "video_id", "timestamp", "watch_time_s", "device"},
+    "impressions": {"user_id", "video_id", "timestamp", "clicked", "page", "device", "position", "seed_video_id",
+                    "candidate_sources", "candidate_scores"},
+    "searches": {"user_id", "timestamp", "query"},
+    "users": {"user_id", "region", "gender", "age", "logged_in", "language"},
+    "videos": {"video_id", "uploader_id", "upload_time", "duration_s", "language", "topics"},
+}  # fmt: skip
+
+
+def test_nothing_is_left_out_of_a_full_log() -> None:
+    assert default_candidate_features(FULL).left_out == []
+    assert default_ranking_features(FULL).left_out == []
+
+
+def test_a_feature_whose_column_or_table_is_absent_is_left_out_with_the_reason() -> None:
+    columns = {**FULL, "users": {"user_id", "regions"}}
+    del columns["searches"]
+    spec, left_out = default_candidate_features(columns)
+    assert dict(left_out) == {
+        "search_tokens": "there is no table 'searches'",
+        "region": "table 'users' has no column 'region'; the nearest is 'regions'",
+        "gender": "table 'users' has no column 'gender'",
+        "logged_in": "table 'users' has no column 'logged_in'",
+        "age": "table 'users' has no column 'age'",
+    }
+    assert [feature.name for feature in spec.features] == [
+        "watched_video_ids", "device", "example_age", "uploader", "topics",
+    ]  # fmt: skip
+
+
+def test_watches_alone_are_enough_for_the_candidate_generator() -> None:
+    spec, _ = default_candidate_features({"watches": {"user_id", "video_id", "timestamp"}})
+    assert [feature.name for feature in spec.features] == ["watched_video_ids", "example_age"]
+
+
+def test_the_generators_inputs_are_of_the_query_and_attributes_of_the_video() -> None:
+    spec = default_candidate_features(FULL).spec
+    assert [feature.name for feature in spec.side(Side.IMPRESSION)] == ["uploader", "topics"]
+    assert spec["example_age"].serving_value == 0.0
+    assert all(feature.normaliser == Normaliser.SCALE for feature in spec.kind(Kind.CONTINUOUS))
+
+
+def test_the_ranker_shares_id_spaces_and_fixes_the_position_at_serving() -> None:
+    spec = default_ranking_features(FULL).spec
+    videos = {feature.name for feature in spec.features if feature.id_space == "clicked_video"}
+    assert videos == {"watched_video_ids", "last_watched_video_id", "seed_video_id", "impression_video_id"}
+    assert {f.name for f in spec.features if f.id_space == "language"} == {"user_language", "video_language"}
+    assert spec["position"].serving_value is not None
+    assert all(feature.normaliser == Normaliser.QUANTILE for feature in spec.kind(Kind.CONTINUOUS))
+
+
+def test_default_features_can_be_left_out_by_name() -> None:
+    spec, left_out = default_ranking_features(FULL, FeatureListConfig(without=("click_rate",)))
+    assert "click_rate" not in spec
+    assert left_out == [("click_rate", "left out by configuration")]
+
+
+def test_a_configured_feature_is_added_to_the_models_it_names() -> None:
+    extra = FeatureConfig(name="activity", source="users.activity", kind=Kind.CATEGORICAL, models=("ranker",))
+    columns = {**FULL, "users": {*FULL["users"], "activity"}}
+    config = FeatureListConfig(extra=(extra,))
+    assert default_ranking_features(columns, config).spec["activity"].id_space == "activity"
+    assert "activity" not in default_candidate_features(columns, config).spec
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"source": "users.regoin", "kind": "categorical"}, "no column 'regoin'; the nearest is 'region'"),
+        ({"source": "history.watch_cuont", "kind": "continuous"}, "history.watch_cuont: no such derivation"),
+        ({"source": "request.clicked", "kind": "continuous"}, "is the outcome that models predict"),
+        ({"source": "users.region", "kind": "categorical", "name": "user_id"}, "taken by a column of examples"),
+        ({"source": "users.region", "kind": "categorical", "name": "page"}, "named more than once: page"),
+    ],
+)  # fmt: skip
+def test_a_wrong_configured_feature_is_refused_with_the_reason(entry: dict, message: str) -> None:
+    config = FeatureListConfig(extra=(FeatureConfig(**{"name": "mine", **entry}),))
+    with pytest.raises(ConfigError, match=message):
+        default_ranking_features(FULL, config)
+
+
+def test_the_candidate_generator_has_no_quantiles() -> None:
+    entry = {"name": "mine", "source": "users.age", "kind": "continuous", "models": ("candidate_generator",)}
+    with pytest.raises(ConfigError, match="set normaliser: scale"):
+        default_candidate_features(FULL, FeatureListConfig(extra=(FeatureConfig(**entry),)))
+
+
+def test_ids_are_counted_where_the_features_take_them_from() -> None:
+    specs = {
+        "candidate_generator": default_candidate_features(FULL).spec,
+        "ranker": default_ranking_features(FULL).spec,
+    }
+    found = set(id_sources(specs, FULL))
+    assert found == {
+        IdSource("video", "watches", "video_id"),
+        IdSource("clicked_video", "impressions", "video_id"),
+        IdSource("search_token", "searches", "query"),
+        IdSource("region", "users", "region"),
+        IdSource("device", "watches", "device"),
+        IdSource("device", "impressions", "device"),
+        IdSource("page", "impressions", "page"),
+        IdSource("language", "users", "language"),
+        IdSource("language", "videos", "language"),
+        IdSource("uploader", "videos", "uploader_id"),
+        IdSource("topic", "videos", "topics"),
+        IdSource("source", "impressions", "candidate_sources"),
+    }

@@ -5,8 +5,9 @@ alike, the expected number of times that class is among the drawn ones. Sampled 
 number from each logit (the "importance weighting" of Covington et al. 2016, section 3.1).
 
 Classes are drawn one after another with probability p(class) until `num_sampled` distinct ones are found; when that
-took T draws, the expected count of a class is its chance to be among them, 1 - (1 - p)^T. TensorFlow's candidate
-samplers do the drawing. They do not compile under XLA, and here they do not have to.
+took T draws, the expected count of a class is its chance to be among them, 1 - (1 - p)^T (T varies from batch to batch
+with what is drawn, so for a handful of classes this is a rough figure, for hundreds an exact one). TensorFlow's
+candidate samplers do the drawing. They do not compile under XLA, and here they do not have to.
 """
 
 from collections.abc import Callable, Mapping

@@ -237,12 +237,22 @@ class TwoTower(CandidateGenerator):
     def video_columns(self) -> tuple[str, ...]:
         return ("video", *self.video_tower.attribute_rows)
 
+    def start_from(self, video_vectors: np.ndarray) -> None:
+        """Sets the input and output embeddings of videos before training (`models/co_watch_embeddings.py`).
+
+        Args:
+          video_vectors: float32 `[num_classes + 1, dimension]`, row 0 zero.
+        """
+        tables = [self.video_table, *(table for space, table in self.embeddings.tables.items() if space == "video")]
+        for table in tables:
+            table.embeddings.assign(video_vectors)
+
     def description(self) -> dict[str, Any]:
         """What `from_description` needs besides the specification and the weights; JSON-serialisable."""
         return {
             "config": self.config.model_dump(mode="json"),
-            "vocabulary_sizes": self.vocabulary_sizes,
-            "attribute_shapes": self.video_tower.attribute_shapes,
+            "vocabulary_sizes": dict(self.vocabulary_sizes),
+            "attribute_shapes": {name: list(shape) for name, shape in self.video_tower.attribute_shapes.items()},
         }
 
     @classmethod

@@ -12,6 +12,7 @@ from features.artifacts import publish, read_manifest
 from features.errors import ArtifactError
 from features.spec import FeatureSpec, read_specs, write_specs
 from models.candidate_generator import CandidateGenerator
+from models.ranker import Ranker
 from models.two_tower import TwoTower
 
 FEATURES = "features.json"
@@ -30,6 +31,9 @@ class Describable(Protocol):
 
 CANDIDATE_GENERATORS: Mapping[str, type[TwoTower]] = {"two_tower": TwoTower}
 """Kind of model -> its class; each has `description` and `from_description`."""
+
+RANKERS: Mapping[str, type[Ranker]] = {"ranker": Ranker}
+"""The same of rankers."""
 
 
 def weights_checkpoint(model: tf_keras.Model) -> tf.train.Checkpoint:
@@ -54,13 +58,13 @@ def save_model(
     Args:
       folder: for example `runs/<id>/models/candidate_generator`.
       model: a Keras model that describes itself.
-      kind: a key of `CANDIDATE_GENERATORS`, or another name that its loader knows.
+      kind: a key of `CANDIDATE_GENERATORS` or `RANKERS`.
       history: metric -> value by epoch.
       training: configuration and figures of the training, kept for the report.
     """
     with publish(folder, {"kind": "model", "model": kind, "training": dict(training)}) as temporary:
         write_specs(temporary / FEATURES, {kind: model.spec})
-        (temporary / MODEL).write_text(json.dumps(model.description(), indent=2, default=str) + "\n")
+        (temporary / MODEL).write_text(json.dumps(model.description(), indent=2) + "\n")
         (temporary / HISTORY).write_text(json.dumps({k: list(map(float, v)) for k, v in history.items()}) + "\n")
         weights_checkpoint(model).write(str(temporary / WEIGHTS))
 
@@ -103,10 +107,18 @@ def load_candidate_generator(folder: Path) -> CandidateGenerator:
     Raises:
       ArtifactError: no candidate generator is published there, or it cannot be rebuilt.
     """
+    return _load(folder, CANDIDATE_GENERATORS, "a candidate generator")
+
+
+def load_ranker(folder: Path) -> Ranker:
+    """The trained ranker of a published folder; errors as of `load_candidate_generator`."""
+    return _load(folder, RANKERS, "a ranker")
+
+
+def _load(folder: Path, kinds: Mapping[str, Any], wanted: str) -> Any:
     kind, description, spec = read_description(folder)
-    if kind not in CANDIDATE_GENERATORS:
-        known = ", ".join(CANDIDATE_GENERATORS)
-        raise ArtifactError(f"{folder}: expected a candidate generator ({known}), found {kind!r}")
-    model = CANDIDATE_GENERATORS[kind].from_description(description, spec)
+    if kind not in kinds:
+        raise ArtifactError(f"{folder}: expected {wanted} ({', '.join(kinds)}), found {kind!r}")
+    model = kinds[kind].from_description(description, spec)
     load_weights(folder, model)
     return model

@@ -141,6 +141,8 @@ def history_column(feature: Feature, requests: Requests) -> pa.Array:
     values: np.ndarray | Bags
     if derivation == Derivation.WATCHED_VIDEO_IDS:
         values = history.watched_video_ids(requests, space, length)
+    elif derivation == Derivation.SHOWN_VIDEO_IDS:
+        values = history.shown_video_ids(requests, space, length)
     elif derivation == Derivation.LAST_WATCHED_VIDEO_ID:
         values = history.last_watched_video_id(requests, space)
     elif derivation == Derivation.SEARCH_TOKENS:

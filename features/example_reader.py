@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from features.artifacts import read_manifest
 from features.errors import ArtifactError
-from features.spec import FeatureSpec, read_specs
+from features.spec import Feature, FeatureSpec, Side, read_specs
 from features.splits import Part, Split
 
 SPEC = "features.json"
@@ -36,6 +36,11 @@ class ExampleSet:
         self.model: str = self.manifest["model"]
         self.spec: FeatureSpec = read_specs(self.folder / SPEC)[self.model]
         self.split = Split.from_json(self.manifest["split"])
+
+    @property
+    def features(self) -> tuple[Feature, ...]:
+        """The features that the files hold; attributes of a generator's output videos are in the catalogue."""
+        return self.spec.side(Side.QUERY) if self.model == "candidate_generator" else self.spec.features
 
     def files(self, part: Part) -> list[Path]:
         """The files of a part, one per shard, in the order of the shards."""

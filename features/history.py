@@ -19,6 +19,7 @@ matches or the last matching one is order-only (then all are, as these come firs
 | name | side | value |
 | --- | --- | --- |
 | watched_video_ids | query, bag | rows of the last `max_length` watches, oldest first; 0 where out of vocabulary |
+| shown_video_ids | query, bag | the same of the last `max_length` impressions |
 | last_watched_video_id | query, one | row of the last watch; 0 where there is none or it is out of vocabulary |
 | search_tokens | query, bag | rows of the last `max_length` tokens of the searches, sorted by row: an unordered bag |
 | last_search_tokens | query, bag | the same of the last search alone |
@@ -67,6 +68,7 @@ class Derivation(StrEnum):
     """The sources `history.<name>`; see the module's table."""
 
     WATCHED_VIDEO_IDS = "watched_video_ids"
+    SHOWN_VIDEO_IDS = "shown_video_ids"
     LAST_WATCHED_VIDEO_ID = "last_watched_video_id"
     SEARCH_TOKENS = "search_tokens"
     LAST_SEARCH_TOKENS = "last_search_tokens"
@@ -105,6 +107,7 @@ _QUERY = ("searches", "query")
 
 REQUIREMENTS: Mapping[Derivation, Requirement] = {
     Derivation.WATCHED_VIDEO_IDS: Requirement(Kind.CATEGORICAL, Side.QUERY, (_WATCH,), bag=True),
+    Derivation.SHOWN_VIDEO_IDS: Requirement(Kind.CATEGORICAL, Side.QUERY, (_SHOWN,), bag=True),
     Derivation.LAST_WATCHED_VIDEO_ID: Requirement(Kind.CATEGORICAL, Side.QUERY, (_WATCH,)),
     Derivation.SEARCH_TOKENS: Requirement(Kind.CATEGORICAL, Side.QUERY, (_QUERY,), bag=True),
     Derivation.LAST_SEARCH_TOKENS: Requirement(Kind.CATEGORICAL, Side.QUERY, (_QUERY,), bag=True),
@@ -230,9 +233,17 @@ def seconds_between(earlier_us: np.ndarray, later_us: np.ndarray) -> np.ndarray:
 
 def watched_video_ids(requests: Requests, id_space: str, max_length: int) -> Bags:
     """Rows of the last `max_length` watches, oldest first."""
-    window = requests.watches
-    watched = Bags.of_ranges(window.events.video, np.maximum(window.first, window.last - max_length), window.last)
-    return Bags(requests.videos.rows[id_space][watched.values], watched.offsets)
+    return _last_videos(requests.watches, requests.videos.rows[id_space], max_length)
+
+
+def shown_video_ids(requests: Requests, id_space: str, max_length: int) -> Bags:
+    """Rows of the last `max_length` impressions, oldest first."""
+    return _last_videos(requests.impressions, requests.videos.rows[id_space], max_length)
+
+
+def _last_videos(window: Window, rows: np.ndarray, max_length: int) -> Bags:
+    videos = Bags.of_ranges(window.events.video, np.maximum(window.first, window.last - max_length), window.last)
+    return Bags(rows[videos.values], videos.offsets)
 
 
 def last_watched_video_id(requests: Requests, id_space: str) -> np.ndarray:

@@ -168,8 +168,9 @@ def _history(
     searches = request.search_history[-lists.search_window :]
     length = feature.max_length or 0
     match name:
-        case "watched_video_ids":
-            rows = [lookups.of_video(watch["video_id"], str(feature.id_space)) or 0 for watch in watches]
+        case "watched_video_ids" | "shown_video_ids":
+            events = watches if name == "watched_video_ids" else shown
+            rows = [lookups.of_video(event["video_id"], str(feature.id_space)) or 0 for event in events]
             return rows[-length:]
         case "last_watched_video_id":
             return (lookups.of_video(watches[-1]["video_id"], str(feature.id_space)) or 0) if watches else 0

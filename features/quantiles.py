@@ -166,10 +166,23 @@ class QuantilesCombineFn(beam.CombineFn):
         return accumulator.quantiles(self._config.boundaries)
 
 
+def quantiles_as_json(quantiles: Mapping[str, Quantiles]) -> dict[str, Any]:
+    """Feature name -> quantiles as JSON values, from which they are read back to the bit."""
+    return {name: {**asdict(q), "boundaries": q.boundaries.tolist()} for name, q in sorted(quantiles.items())}
+
+
+def quantiles_from_json(value: Mapping[str, Any]) -> dict[str, Quantiles]:
+    """What `quantiles_as_json` was given."""
+    return {
+        name: Quantiles(**{**entry, "boundaries": np.array(entry["boundaries"], np.float64)})
+        for name, entry in value.items()
+    }
+
+
 def write_quantiles(path: Path, quantiles: Mapping[str, Quantiles]) -> None:
-    """Writes feature name -> quantiles as JSON; values are read back to the bit."""
-    value = {name: {**asdict(q), "boundaries": q.boundaries.tolist()} for name, q in sorted(quantiles.items())}
-    Path(path).write_text(json.dumps({"version": 1, "features": value}, indent=1) + "\n")
+    """Writes feature name -> quantiles as JSON."""
+    value = {"version": 1, "features": quantiles_as_json(quantiles)}
+    Path(path).write_text(json.dumps(value, indent=1) + "\n")
 
 
 def read_quantiles(path: Path) -> dict[str, Quantiles]:
@@ -179,10 +192,6 @@ def read_quantiles(path: Path) -> dict[str, Quantiles]:
       ArtifactError: the file is missing or not of this form.
     """
     try:
-        features = json.loads(Path(path).read_text())["features"]
-        return {
-            name: Quantiles(**{**entry, "boundaries": np.array(entry["boundaries"], np.float64)})
-            for name, entry in features.items()
-        }
+        return quantiles_from_json(json.loads(Path(path).read_text())["features"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ArtifactError(f"{path}: expected quantiles by feature, found {error}; fit the quantiles again") from error

@@ -71,7 +71,7 @@ class RawFeatures(tf.Module):
         self.positions = _hash_table(encoder.catalogue["video_id"], first_row=0, default=UNKNOWN_VIDEO)
         spaces = {str(f.id_space) for f in spec.kind(Kind.CATEGORICAL) if _space_is_looked_up(f)}
         self.rows = {s: _hash_table(encoder.vocabularies[s].ids, first_row=1, default=0) for s in sorted(spaces)}
-        spaces = {str(f.id_space) for f in spec.features if f.source in _WATCHED_VIDEOS}
+        spaces = {str(f.id_space) for f in spec.features if f.source in _VIDEOS_OF_EVENTS}
         self.video_rows = {space: _variable(encoder.videos.rows[space]) for space in sorted(spaces)}
         self.video_columns = {
             f.name: _variable(_dense(encoder.video_column(f))) for f in spec.features if f.source.startswith("videos.")
@@ -140,17 +140,20 @@ class _Request:
         derivation = derivation_of(feature.source)
         if derivation == Derivation.WATCHED_VIDEO_IDS:
             size = min(int(feature.max_length or 0), self._tables.lists.watch_window)
-            return self._watched_rows(feature, size)
+            return self._video_rows(feature, inputs.WATCHED, size)
+        if derivation == Derivation.SHOWN_VIDEO_IDS:
+            size = min(int(feature.max_length or 0), self._tables.lists.impression_window)
+            return self._video_rows(feature, inputs.SHOWN, size)
         if derivation == Derivation.LAST_WATCHED_VIDEO_ID:
-            return self._watched_rows(feature, 1)[:, 0]
+            return self._video_rows(feature, inputs.WATCHED, 1)[:, 0]
         if derivation == Derivation.SEARCH_TOKENS:
             return self._token_rows(feature, self._tables.lists.search_window)
         if derivation == Derivation.LAST_SEARCH_TOKENS:
             return self._token_rows(feature, 1)
         return CONTINUOUS[derivation](self._requests)
 
-    def _watched_rows(self, feature: Feature, size: int) -> tf.Tensor:
-        window = self._window(inputs.WATCHED, size)
+    def _video_rows(self, feature: Feature, ids_input: str, size: int) -> tf.Tensor:
+        window = self._window(ids_input, size)
         return gather_videos(self._tables.video_rows[str(feature.id_space)], window.video)
 
     def _token_rows(self, feature: Feature, searches: int) -> tf.Tensor:
@@ -203,7 +206,10 @@ class _Request:
         return self._windows[ids_input, size]
 
 
-_WATCHED_VIDEOS = (f"history.{Derivation.WATCHED_VIDEO_IDS}", f"history.{Derivation.LAST_WATCHED_VIDEO_ID}")
+_VIDEOS_OF_EVENTS = tuple(
+    f"history.{derivation}"
+    for derivation in (Derivation.WATCHED_VIDEO_IDS, Derivation.SHOWN_VIDEO_IDS, Derivation.LAST_WATCHED_VIDEO_ID)
+)
 
 
 def _space_is_looked_up(feature: Feature) -> bool:
@@ -212,7 +218,7 @@ def _space_is_looked_up(feature: Feature) -> bool:
     return (
         feature.serving_value is None
         and room != "videos"
-        and feature.source not in _WATCHED_VIDEOS
+        and feature.source not in _VIDEOS_OF_EVENTS
         and feature.source != "request.hour"
     )
 

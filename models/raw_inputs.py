@@ -52,6 +52,7 @@ SPECS: Mapping[str, tf.TensorSpec] = {
 
 _HISTORY: Mapping[Derivation, tuple[str, ...]] = {
     Derivation.WATCHED_VIDEO_IDS: (WATCHED,),
+    Derivation.SHOWN_VIDEO_IDS: (SHOWN,),
     Derivation.LAST_WATCHED_VIDEO_ID: (WATCHED,),
     Derivation.SEARCH_TOKENS: (QUERIES,),
     Derivation.LAST_SEARCH_TOKENS: (QUERIES,),

@@ -40,7 +40,7 @@ def read(model: type[T], name: str, overrides: Sequence[str] = ()) -> T:
     if not isinstance(value, dict):
         raise ConfigError(f"{where}: expected a mapping of settings, found {type(value).__name__}")
     for override in overrides:
-        _apply(value, override)
+        apply_override(value, override)
     return validate(model, value, where)
 
 
@@ -63,7 +63,8 @@ def _text_of(name: str) -> tuple[str, str]:
     raise ConfigError(f"configuration {name!r}: no such file, and not one of {', '.join(builtin_names())}{hint}")
 
 
-def _apply(value: dict[str, Any], override: str) -> None:
+def apply_override(value: dict[str, Any], override: str) -> None:
+    """Puts `key=value` (dotted key, YAML value) into nested settings."""
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise ConfigError(f"--set {override!r}: expected key=value, such as source.path=logs")

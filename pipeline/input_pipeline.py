@@ -93,7 +93,7 @@ class ExampleColumns:
 
     @property
     def column_names(self) -> list[str]:
-        return [*(feature.name for feature in self.spec.features), *self.extra]
+        return [*(feature.name for feature in self.examples.features), *self.extra]
 
     @cached_property
     def rows(self) -> int:
@@ -132,7 +132,7 @@ class ExampleColumns:
 
     def arrays(self, table: pa.Table) -> Arrays:
         """Columns as NumPy arrays: bags padded with 0 on the right to `max_length`, missing numbers NaN."""
-        columns = {feature.name: _feature_array(table[feature.name], feature) for feature in self.spec.features}
+        columns = {feature.name: _feature_array(table[feature.name], feature) for feature in self.examples.features}
         return columns | {name: _number_array(table[name]) for name in self.extra}
 
 

@@ -58,6 +58,12 @@ def ranks(model: CandidateGenerator, columns: ExampleColumns, batch_size: int = 
     return np.concatenate(parts)
 
 
+def query_vectors(model: CandidateGenerator, columns: ExampleColumns, batch_size: int = 4096) -> np.ndarray:
+    """Query vectors as at serving, float32 `[rows, dimension]` in the order of the files."""
+    embed = tf.function(model.query_embeddings, reduce_retracing=True)
+    return np.concatenate([embed(serving_features(model, batch)).numpy() for batch in columns.ordered(batch_size)])
+
+
 def serving_features(model: CandidateGenerator, batch: Arrays) -> dict[str, tf.Tensor]:
     """The query features of a batch, with the fixed serving value where a feature has one."""
     features = {}

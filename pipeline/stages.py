@@ -34,6 +34,7 @@ class Stage:
       inputs: published folders it reads, relative to the run.
       outputs: folders it publishes, relative to the run.
       action: does the work.
+      also: names further folders that the action published, such as numbered versions.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Stage:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     action: Callable[[], None]
+    also: Callable[[], tuple[str, ...]] = tuple
 
 
 def execute(stages: Sequence[Stage], run: Path, console: Console, version: str) -> None:
@@ -116,11 +118,13 @@ def _record_path(stage: Stage, run: Path) -> Path:
 def _holds(stage: Stage, run: Path, expected: str) -> bool:
     try:
         record = json.loads(_record_path(stage, run).read_text())
-        for name in stage.outputs:
+        left = set(record["outputs"])
+        for name in left:
             read_manifest(run / name)
     except (FileNotFoundError, ValueError, ArtifactError):
         return False
-    return record["fingerprint"] == expected and record["outputs"] == _manifest_hashes(stage.outputs, run)
+    whole = set(stage.outputs) <= left and record["outputs"] == _manifest_hashes(sorted(left), run)
+    return record["fingerprint"] == expected and whole
 
 
 def _write_record(stage: Stage, run: Path, expected: str, seconds: float) -> None:
@@ -129,7 +133,7 @@ def _write_record(stage: Stage, run: Path, expected: str, seconds: float) -> Non
     record = {
         "stage": stage.name,
         "fingerprint": expected,
-        "outputs": _manifest_hashes(stage.outputs, run),
+        "outputs": _manifest_hashes((*stage.outputs, *stage.also()), run),
         "seconds": round(seconds, 3),
         "ended": time.time(),
     }

@@ -105,6 +105,7 @@ def train(
     evaluate: Evaluate | None = None,
     monitor: str = "",
     refit_columns: ExampleColumns | None = None,
+    on_validated: Callable[[Any], None] | None = None,
 ) -> Trained:
     """Trains a model.
 
@@ -118,6 +119,7 @@ def train(
       evaluate: validation metrics of a model, after each epoch.
       monitor: the metric of `evaluate` that chooses the best epoch, greater is better.
       refit_columns: training and validation examples together, for `config.refit`.
+      on_validated: is given the model that has not seen the validation part, before the refit.
 
     Returns:
       The model and its history.
@@ -127,6 +129,8 @@ def train(
     identity = {"config": config.model_dump(mode="json"), "rows": columns.rows, "paths": list(map(str, columns.paths))}
     run = _Run(strategy, config, Path(work) / fingerprint(identity)[:16], transform)
     first = run.fit("fit", build, columns, config.epochs, evaluate, monitor)
+    if on_validated is not None:
+        on_validated(first.model)
     history, refit_history = first.history, {}
     model, rates = first.model, first.examples_per_second
     if config.refit and refit_columns is not None:

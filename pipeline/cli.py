@@ -1,0 +1,130 @@
+"""The command line. Heavy libraries are imported inside the commands, so that `--help` answers at once."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from features.errors import UpnextError
+
+app = typer.Typer(
+    name="upnext",
+    help="YouTube's published recommenders on your own platform's logs.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+ConfigArgument = Annotated[
+    str, typer.Argument(help="A built-in configuration's name (see `upnext configs`) or a file.")
+]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one setting, such as source.path=logs.")
+]
+WorkdirOption = Annotated[
+    Path | None, typer.Option(help="The run's folder.  [default: runs/<name of the configuration>]")
+]
+BEAM_HELP = "Options after `--` go to Apache Beam as they are, such as `-- --runner=DataflowRunner --project=...`."
+BEAM_CONTEXT = {"allow_extra_args": True}
+
+
+def main() -> None:
+    """Entry point: errors a user can act on are one line and exit code 1, never a traceback."""
+    errors = Console(stderr=True, soft_wrap=True, highlight=False)
+    try:
+        app()
+    except UpnextError as error:
+        errors.print("[bold red]error:[/bold red] ", end="")
+        errors.print(" ".join(str(error).split()), markup=False)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        errors.print("[bold red]interrupted:[/bold red] run the same command again to continue")
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@app.command(context_settings=BEAM_CONTEXT, epilog=BEAM_HELP)
+def run(
+    context: typer.Context,
+    config: ConfigArgument,
+    set_: SetOption = None,
+    workdir: WorkdirOption = None,
+) -> None:
+    """Everything: raw logs to exported models, evaluation and recommendations."""
+    _run(context, config, set_, workdir, only=None)
+
+
+def _run(context: typer.Context, config: str, set_: list[str] | None, workdir: Path | None, only: str | None) -> None:
+    from pipeline.funnel import run_funnel
+
+    run_funnel(config, set_ or [], workdir, beam_options=context.args, only=only, console=Console())
+
+
+def _add_stage_command(name: str, about: str) -> None:
+    def command(
+        context: typer.Context,
+        config: ConfigArgument,
+        set_: SetOption = None,
+        workdir: WorkdirOption = None,
+    ) -> None:
+        _run(context, config, set_, workdir, only=name)
+
+    app.command(name, help=about, context_settings=BEAM_CONTEXT, epilog=BEAM_HELP, rich_help_panel="One stage alone")(
+        command
+    )
+
+
+STAGES = {
+    "ingest": "Raw logs to canonical tables; bad rows kept aside with a reason.",
+    "analyze": "Vocabularies, statistics and the video catalogue (Beam).",
+    "examples": "Training, validation and test examples, checked for leaks (Beam).",
+    "quantiles": "Quantiles of the continuous ranking features (Beam).",
+    "train-generator": "Trains the candidate generator.",
+    "train-ranker": "Trains the ranker.",
+    "export": "SavedModels with the index, refused when they do not agree with the training examples.",
+    "evaluate": "Metrics with intervals, beside the baselines.",
+}
+for _name, _about in STAGES.items():
+    _add_stage_command(_name, _about)
+
+
+@app.command()
+def configs() -> None:
+    """Lists the built-in configurations."""
+    from pipeline.funnel import configurations_table
+
+    Console().print(configurations_table())
+
+
+@app.command()
+def simulate(
+    output: Annotated[Path, typer.Argument(help="Folder for the tables (Parquet).")],
+    set_: SetOption = None,
+) -> None:
+    """Writes a simulated platform's logs and their truth, without training anything."""
+    from pipeline.funnel import simulate_to
+
+    simulate_to(output, set_ or [], Console())
+
+
+@app.command()
+def recommend(
+    workdir: Annotated[Path, typer.Argument(help="A finished run's folder.")],
+    user: Annotated[str, typer.Option(help="User id, as in the logs.")],
+    page: Annotated[str | None, typer.Option(help="Page the list is for.")] = None,
+    device: Annotated[str | None, typer.Option(help="Device the list is for.")] = None,
+    count: Annotated[int, typer.Option(min=1, help="How many videos.")] = 10,
+) -> None:
+    """Retrieval, then ranking, from the exported models."""
+    from pipeline.funnel import recommend_from
+
+    recommend_from(workdir, user, page, device, count, Console())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""The configuration of a run: the parts' own configuration objects, put together.
+
+Built-in configurations are `pipeline/configs/*.yaml`. Every setting and its default is described beside the part it
+configures.
+"""
+
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from features.analysis import AnalysisConfig
+from features.candidate_examples import CandidateExamplesConfig
+from features.feature_lists import FeatureListConfig
+from features.leakage import LeakageConfig
+from features.ranking_examples import RankingExamplesConfig
+from features.settings import Settings
+from features.shards import ShardConfig
+from features.splits import SplitConfig
+from models.co_watch_embeddings import CoWatchConfig
+from models.ranker import RankerConfig
+from models.two_tower import TwoTowerConfig
+from pipeline.evaluation.bootstrap import BootstrapConfig
+from pipeline.evaluation.gradient_boosted_trees import TreesConfig
+from pipeline.evaluation.retrieval_baselines import RetrievalBaselinesConfig
+from pipeline.evaluation.retrieval_metrics import RetrievalMetricsConfig
+from pipeline.sources.files import FilesConfig
+from pipeline.sources.kuairand import KuaiRandConfig
+from pipeline.sources.movielens import MovieLensConfig
+from pipeline.sources.simulator_config import SimulatorConfig
+from pipeline.sources.validation import ValidationConfig
+from pipeline.training import TrainingConfig
+from serving.export import ExportConfig
+
+SourceConfig = Annotated[SimulatorConfig | FilesConfig | MovieLensConfig | KuaiRandConfig, Field(discriminator="kind")]
+
+
+class About(Settings):
+    """What a configuration is for, shown by `upnext configs`."""
+
+    summary: str = ""
+    paper: str = ""
+    command: str = ""
+    expected_time: str = ""
+    expected_metrics: str = ""
+
+
+class GeneratorConfig(Settings):
+    """The candidate generator and its training."""
+
+    model: TwoTowerConfig = TwoTowerConfig()
+    co_watch_start: CoWatchConfig | None = Field(
+        default=None, description="start the video embeddings from co-watches; null: from random values"
+    )
+    training: TrainingConfig = TrainingConfig()
+
+
+class RankingConfig(Settings):
+    """The ranker and its training."""
+
+    model: RankerConfig = RankerConfig()
+    training: TrainingConfig = TrainingConfig()
+
+
+class EvaluationConfig(Settings):
+    """What is measured, and beside which peers."""
+
+    retrieval: RetrievalMetricsConfig = RetrievalMetricsConfig()
+    retrieval_baselines: RetrievalBaselinesConfig = RetrievalBaselinesConfig()
+    bootstrap: BootstrapConfig = BootstrapConfig()
+    trees: TreesConfig | None = Field(default=TreesConfig(), description="null: no gradient-boosted trees")
+    show_users: int = Field(default=3, ge=0, description="users whose recommendations are printed at the end of a run")
+
+
+class RunConfig(Settings):
+    """Everything a run depends on."""
+
+    name: str = Field(default="run", pattern=r"^[A-Za-z0-9_.-]+$", description="names the folder runs/<name>")
+    about: About = About()
+    source: SourceConfig = SimulatorConfig()
+    validation: ValidationConfig = ValidationConfig()
+    split: SplitConfig = SplitConfig()
+    analysis: AnalysisConfig = AnalysisConfig()
+    features: FeatureListConfig = FeatureListConfig()
+    shards: ShardConfig = ShardConfig()
+    candidate_examples: CandidateExamplesConfig = CandidateExamplesConfig()
+    ranking_examples: RankingExamplesConfig = RankingExamplesConfig()
+    leakage: LeakageConfig = LeakageConfig()
+    generator: GeneratorConfig = GeneratorConfig()
+    ranker: RankingConfig | None = Field(default=RankingConfig(), description="null: no ranker is trained")
+    export: ExportConfig = ExportConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    @model_validator(mode="after")
+    def _refit_in_both(self) -> "RunConfig":
+        return self

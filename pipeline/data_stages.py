@@ -1,0 +1,135 @@
+"""The stages from raw logs to examples: ingest, analyze, examples, quantiles."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.table import Table
+
+from features.analysis import analyze_tables, fit_quantiles
+from features.artifacts import publish, read_manifest
+from features.catalogue import build_catalogue
+from features.errors import UpnextError
+from features.example_sets import CandidateExamplesJob, RankingExamplesJob, build_examples
+from features.feature_lists import columns_of, id_sources
+from features.leakage import check_leakage
+from features.shards import write_shards
+from features.spec import Side
+from features.vocabulary import Vocabulary
+from features.vocabulary_requests import vocabulary_requests
+from pipeline.run import GENERATOR, RANKER, Run
+from pipeline.sources.files import FilesConfig, FilesSource
+from pipeline.sources.ingest import ingest, summary_table
+from pipeline.sources.kuairand import KuaiRandConfig, KuaiRandSource
+from pipeline.sources.movielens import MovieLensConfig, MovieLensSource
+from pipeline.sources.simulator import SimulatorConfig, simulate
+from pipeline.sources.source import InMemorySource, Source
+
+
+def file_source(run: Run) -> Source | None:
+    """The source that reads files; None for the simulator, which makes its rows."""
+    config = run.config.source
+    if isinstance(config, FilesConfig):
+        return FilesSource(config)
+    if isinstance(config, MovieLensConfig):
+        return MovieLensSource(config)
+    if isinstance(config, KuaiRandConfig):
+        return KuaiRandSource(config)
+    return None
+
+
+def ingest_settings(run: Run) -> Mapping[str, Any]:
+    """What the canonical tables depend on, the content of the source's files among it."""
+    source = file_source(run)
+    return {
+        "source": run.config.source.model_dump(mode="json"),
+        "validation": run.config.validation.model_dump(mode="json"),
+        "read": source.fingerprint() if source else None,
+    }
+
+
+def ingest_tables(run: Run) -> None:
+    """Publishes `tables`, `rejected` and, of the simulator, `truth`."""
+    source = file_source(run)
+    if source is None:
+        assert isinstance(run.config.source, SimulatorConfig)
+        config = run.config.source
+        with run.console.status("Simulating a platform ..."):
+            logs = simulate(config)
+        with publish(run.folder / "truth", {"kind": "truth"}) as folder:
+            logs.truth.write(folder)
+        source = InMemorySource(logs.tables, "simulator", config.model_dump(mode="json"))
+    with run.console.status("Reading ...") as status:
+        summary = ingest(
+            source,
+            run.tables,
+            run.folder / "rejected",
+            run.config.validation,
+            progress=lambda table, rows: status.update(f"Reading {table}: {rows:,} rows ..."),
+        )
+    run.console.print(summary_table(summary))
+
+
+def analyze(run: Run) -> None:
+    """Publishes `features/vocabularies`, `features/statistics` and `features/catalogue`."""
+    requests = vocabulary_requests(id_sources(run.specs, columns_of(run.tables)))
+    analyze_tables(
+        run.tables, run.features, requests, run.split, run.config.analysis, run.beam_args, console=run.console
+    )
+    sizes = read_manifest(run.features / "vocabularies")["sizes"]
+    vocabularies = {space: Vocabulary.read(run.features / "vocabularies" / f"{space}.parquet") for space in sizes}
+    build_catalogue(run.tables, run.features, vocabularies, run.specs.values())
+    run.console.print("Vocabularies: " + ", ".join(f"{space} {size:,}" for space, size in sizes.items()))
+    run.console.print(features_table(run))
+
+
+def features_table(run: Run) -> Table:
+    """Each model's features, and what was left out with the reason."""
+    view = Table(title="Features")
+    for column in ("model", "query", "impression", "left out"):
+        view.add_column(column, overflow="fold")
+    for model, features in run.feature_lists.items():
+        sides = [", ".join(f.name for f in features.spec.side(side)) for side in (Side.QUERY, Side.IMPRESSION)]
+        view.add_row(model, *sides, "; ".join(f"{name}: {why}" for name, why in features.left_out))
+    return view
+
+
+def make_examples(run: Run) -> None:
+    """Publishes `shards`, `examples/candidate_generation` and `examples/ranking`, checked for leaks."""
+    config = run.config
+    shards = run.folder / "shards"
+    write_shards(run.tables, shards, config.shards, run.beam_args)
+    specs = run.specs
+    jobs: list[CandidateExamplesJob | RankingExamplesJob] = [
+        CandidateExamplesJob(specs[GENERATOR], run.split, config.features, config.candidate_examples)
+    ]
+    if RANKER in specs:
+        jobs.append(RankingExamplesJob(specs[RANKER], run.split, config.features, config.ranking_examples))
+    view = Table(title="Examples")
+    for column in ("set", "training", "validation", "test", "made again", "left out"):
+        view.add_column(column, overflow="fold")
+    for job in jobs:
+        folder = run.examples(job.model)
+        counts = build_examples(job, shards, run.features, folder, run.beam_args)["counts"]
+        try:
+            with run.console.status("Checking for leaks ..."):
+                report = check_leakage(folder, shards, run.features, config.leakage)
+        except UpnextError:
+            # A set that leaks is not published.
+            (folder / "manifest.json").unlink()
+            raise
+        kept = [f"{counts['kept'][part]:,}" for part in ("train", "validation", "test")]
+        why = "; ".join(f"{reason} {count:,}" for reason, count in counts["left_out"].items())
+        view.add_row(folder.name, *kept, f"{sum(report.examples.values()):,}, no leak", why)
+    run.console.print(view)
+
+
+def quantiles(run: Run) -> None:
+    """Publishes `features/quantiles` of the ranking features."""
+    fit_quantiles(
+        run.examples(RANKER),
+        run.specs[RANKER],
+        run.features,
+        run.config.analysis.quantiles,
+        run.beam_args,
+        console=run.console,
+    )

@@ -1,0 +1,257 @@
+"""The stage that evaluates: generator and ranker on the test part, beside their peers and, if known, the truth."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+from rich.console import RenderableType
+
+from features.artifacts import is_published, publish
+from features.example_reader import ExampleSet
+from features.splits import Part
+from pipeline.catalogue_vectors import catalogue_vectors
+from pipeline.evaluation.baselines.interactions import RetrievalExamples
+from pipeline.evaluation.baselines.training_watches import read_training_watches
+from pipeline.evaluation.best_possible import best_possible_ranking, best_possible_retrieval, share_of_best
+from pipeline.evaluation.bootstrap import Measurement, UserBootstrap, paired_differences
+from pipeline.evaluation.calibration import Calibration, calibrate, calibration_table, plot_calibration
+from pipeline.evaluation.figures import MethodFigures, differences_table, figures_table, write_json
+from pipeline.evaluation.gradient_boosted_trees import (
+    TreeVariant,
+    best_variant,
+    expected_watch_time_s,
+    fit_trees,
+)
+from pipeline.evaluation.ranking_metrics import (
+    AUC,
+    GROUPED_AUC,
+    LOG_LOSS,
+    WEIGHTED_PER_USER_LOSS,
+    Impressions,
+    evaluate_ranking,
+)
+from pipeline.evaluation.retrieval_baselines import evaluate_baselines
+from pipeline.evaluation.retrieval_metrics import UNWATCHED, Scorer, evaluate_retrieval
+from pipeline.evaluation.tree_features import read_ranking_data
+from pipeline.input_pipeline import ExampleColumns
+from pipeline.model_folder import load_candidate_generator, load_ranker
+from pipeline.model_stages import GENERATOR_FOLDER, RANKER_FOLDER
+from pipeline.ranking_validation import predictions
+from pipeline.retrieval_validation import query_vectors
+from pipeline.run import GENERATOR, RANKER, Run
+from pipeline.sources.truth import Truth
+
+REPORT = "reports/evaluation"
+MODEL = "two-tower"
+RANKER_NAME = "ranker"
+CLICK_RANKER = "ranker, by click probability"
+BEST = "best possible (the truth)"
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What was found about one model and its peers.
+
+    Args:
+      methods: figures of all methods, the model first.
+      views: what is printed.
+      plots: file name -> method -> calibration.
+      json: what is written.
+    """
+
+    methods: list[MethodFigures]
+    views: list[RenderableType]
+    json: dict = field(default_factory=dict)
+    calibrations: dict[str, Calibration] = field(default_factory=dict)
+
+
+def evaluate(run: Run) -> None:
+    """Publishes `reports/evaluation`: figures as JSON, calibration plots; prints the tables."""
+    findings = {"retrieval": evaluate_generator(run)}
+    if run.has_ranker:
+        findings["ranking"] = evaluate_ranker(run)
+    with publish(run.folder / REPORT, {"kind": "report"}) as folder:
+        for name, found in findings.items():
+            write_json(folder / f"{name}.json", {"methods": found.methods, **found.json})
+            if found.calibrations:
+                plot_calibration(found.calibrations, folder / f"{name}_calibration.png")
+    for found in findings.values():
+        for view in found.views:
+            run.console.print(view)
+
+
+def evaluate_generator(run: Run) -> Findings:
+    """The candidate generator on the test part, over the whole catalogue."""
+    config = run.config.evaluation
+    examples = ExampleSet(run.examples(GENERATOR))
+    encoder = run.encoder
+    videos = len(encoder.catalogue)
+    classes = int(np.count_nonzero(encoder.catalogue["video"].to_numpy()))
+    # The catalogue begins with the videos of the vocabulary in the order of their rows.
+    columns_of_rows = np.arange(classes + 1) - 1
+    validation, test = (
+        RetrievalExamples.from_table(examples.read(part), columns_of_rows, videos)
+        for part in (Part.VALIDATION, Part.TEST)
+    )
+
+    generator = load_candidate_generator(run.folder / GENERATOR_FOLDER)
+    queries = query_vectors(generator, ExampleColumns(examples, (Part.TEST,), ()))
+    vectors = catalogue_vectors(generator, encoder.catalogue)
+    measured = {MODEL: evaluate_retrieval(lambda rows: queries[rows] @ vectors.T, test.targets, config.retrieval)}
+    methods = [_figures(MODEL, measured[MODEL])]
+
+    def columns_of(ids: pa.ChunkedArray) -> np.ndarray:
+        return encoder.positions(ids.combine_chunks())
+
+    fitted_on = [
+        read_training_watches(run.tables, run.split, end_us, columns_of, videos)
+        for end_us in (run.split.validation_start_us, run.split.t0_us)
+    ]
+    if len(validation):
+        with run.console.status("Peers ...") as status:
+            for peer in evaluate_baselines(
+                fitted_on[0],
+                validation,
+                fitted_on[1],
+                test,
+                config.retrieval_baselines,
+                config.retrieval,
+                progress=lambda text: status.update(f"Peers: {text} ..."),
+            ):
+                measured[peer.method] = list(peer.measurements)
+                methods.append(peer.method_figures)
+    truth = _truth(run)
+    if truth is not None:
+        probabilities = _true_next_watches(truth, examples.read(Part.TEST), encoder.catalogue)
+        measured[BEST] = best_possible_retrieval(probabilities, test.targets, config.retrieval)
+        methods.append(_figures(BEST, measured[BEST]))
+
+    names = [m.name for m in measured[MODEL] if not m.name.endswith(UNWATCHED)]
+    chosen = [name for name in names if name.startswith(("MAP", "recall"))]
+    peers = {
+        method: paired_differences(measured[MODEL], figures)
+        for method, figures in measured.items()
+        if method != MODEL and figures
+    }
+    users = f"{len(np.unique(test.users)):,} users, {len(test):,} next watches, {videos:,} videos"
+    views: list[RenderableType] = [
+        figures_table(methods, names, f"Candidate generation, all videos ({users})"),
+        figures_table(
+            methods, [f"{name} {UNWATCHED}" for name in names], "Candidate generation, watched videos removed"
+        ),
+        differences_table(MODEL, peers, chosen, "Paired bootstrap over users"),
+    ]
+    found: dict = {"differences": peers}
+    if truth is not None:
+        shares = {
+            name: share_of_best(methods[0].figure(name), methods[-1].figure(name))
+            for name in (*names, *(f"{name} {UNWATCHED}" for name in names))
+        }
+        found["share_of_best_possible"] = shares
+        told = ", ".join(f"{name} {share:.0%}" for name, share in shares.items())
+        views.append(f"[bold]Share of the best possible:[/bold] {told}")
+    return Findings(methods, views, found)
+
+
+def evaluate_ranker(run: Run) -> Findings:
+    """The ranker on the test part, beside gradient-boosted trees on the same features."""
+    config = run.config.evaluation
+    examples = ExampleSet(run.examples(RANKER))
+    spec = examples.spec
+    test = read_ranking_data(examples.folder / Part.TEST.folder, spec, at_serving=True)
+    shown = test.impressions
+    bootstrap = UserBootstrap(shown.users, config.bootstrap)
+
+    ranker = load_ranker(run.folder / RANKER_FOLDER)
+    told = predictions(ranker, ExampleColumns(examples, (Part.TEST,), ()), at_serving=True)
+    measured = {
+        RANKER_NAME: evaluate_ranking(told["score"], shown, bootstrap, told["click_probability"]),
+        CLICK_RANKER: evaluate_ranking(told["click_probability"], shown, bootstrap, told["click_probability"]),
+    }
+    methods = [_figures(name, figures) for name, figures in measured.items()]
+    expected = {RANKER_NAME: told["expected_watch_time_s"].astype(np.float64)}
+    if config.trees is not None and examples.num_examples(Part.VALIDATION):
+        with run.console.status("Gradient-boosted trees ...") as status:
+            trees = fit_trees(
+                read_ranking_data(examples.folder / Part.TRAIN.folder, spec),
+                read_ranking_data(examples.folder / Part.VALIDATION.folder, spec),
+                config.trees,
+                progress=lambda text: status.update(f"Gradient-boosted trees: {text} ..."),
+            )
+        click_probability = trees[TreeVariant.CLICK].predict(test)
+        best = best_variant(trees)
+        for variant, fitted in trees.items():
+            measured[variant.value] = evaluate_ranking(fitted.predict(test), shown, bootstrap, click_probability)
+            settings = {
+                "parameters": fitted.trials[0].parameters,
+                "rounds": fitted.trials[0].rounds,
+                "validation_loss": fitted.validation_loss,
+                "best_on_validation": variant is best,
+                "seconds": round(fitted.seconds, 1),
+            }
+            methods.append(_figures(variant.value, measured[variant.value], settings))
+        expected |= {variant.value: seconds for variant, seconds in expected_watch_time_s(trees, test).items()}
+    truth = _truth(run)
+    found: dict = {}
+    actual = np.where(shown.clicked, shown.watch_time_s, 0.0)
+    calibrations = {name: calibrate(seconds, actual, bootstrap) for name, seconds in expected.items()}
+    views_of_truth: list[RenderableType] = []
+    if truth is not None:
+        click, seconds = _true_impressions(truth, examples.read(Part.TEST, ["impression_id"]))
+        measured[BEST] = best_possible_ranking(click, seconds, shown, bootstrap)
+        methods.append(_figures(BEST, measured[BEST]))
+        against_truth = calibrate(expected[RANKER_NAME], click * seconds, bootstrap)
+        found["calibration_against_the_truth"] = against_truth
+        views_of_truth.append(calibration_table(against_truth, "Expected watch time (s) against the truth: ranker"))
+    names = [WEIGHTED_PER_USER_LOSS, AUC, GROUPED_AUC, LOG_LOSS]
+    peers = {
+        method: paired_differences(measured[RANKER_NAME], figures)
+        for method, figures in measured.items()
+        if method != RANKER_NAME
+    }
+    title = f"Ranking ({bootstrap.num_users:,} users, {len(test):,} impressions; {_pairs(shown)})"
+    views = [
+        figures_table(methods, names, title),
+        differences_table(RANKER_NAME, peers, names[:2], "Paired bootstrap over users"),
+        *[calibration_table(c, f"Expected watch time (s): {name}") for name, c in calibrations.items()],
+        *views_of_truth,
+    ]
+    found |= {"differences": peers, "calibration": calibrations}
+    return Findings(methods, views, found, calibrations)
+
+
+def _figures(method: str, measurements: Sequence[Measurement], settings: Mapping | None = None) -> MethodFigures:
+    return MethodFigures(method, tuple(m.figure for m in measurements), settings or {})
+
+
+def _pairs(shown: Impressions) -> str:
+    groups = len(np.unique(shown.groups))
+    return f"{groups:,} page views, {np.mean(shown.clicked):.1%} clicked"
+
+
+def _truth(run: Run) -> Truth | None:
+    folder = run.folder / "truth"
+    return Truth.read(folder) if is_published(folder) else None
+
+
+def _true_next_watches(truth: Truth, test: pa.Table, catalogue: pa.Table) -> Scorer:
+    """The true probabilities of completed next watches, by catalogue position."""
+    users = test["user_id"].combine_chunks()
+    times_us = test["label_timestamp"].cast(pa.int64()).to_numpy()
+    position = {video: column for column, video in enumerate(truth.video_ids)}
+    columns = np.array([position[video] for video in catalogue["video_id"].to_pylist()])
+
+    def probabilities(rows: slice) -> np.ndarray:
+        found = truth.next_watch_probabilities(users[rows.start : rows.stop], times_us[rows], completed_only=True)
+        return found[:, columns]
+
+    return probabilities
+
+
+def _true_impressions(truth: Truth, test: pa.Table) -> tuple[np.ndarray, np.ndarray]:
+    """True click probability and expected watch time (s) given a click of the test impressions."""
+    row = {impression: i for i, impression in enumerate(truth.impressions["impression_id"].to_pylist())}
+    rows = pa.array([row[impression] for impression in test["impression_id"].to_pylist()])
+    known = truth.impressions.take(rows)
+    return known["click_probability"].to_numpy(), known["expected_watch_time_given_click_s"].to_numpy()

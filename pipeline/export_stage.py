@@ -1,0 +1,114 @@
+"""The stage that exports: trained models to checked, versioned SavedModels."""
+
+from pathlib import Path
+
+import numpy as np
+from rich.table import Table
+
+from features.artifacts import publish, read_manifest
+from features.example_reader import ExampleSet
+from features.feature_lists import Model
+from features.spec import FeatureSpec, Side
+from features.splits import Part
+from features.vocabulary import Vocabulary
+from models.candidate_generator import LABEL
+from models.raw_features import RawFeatures
+from pipeline.catalogue_vectors import catalogue_vectors
+from pipeline.evaluation.figures import write_json
+from pipeline.input_pipeline import ExampleColumns
+from pipeline.model_folder import load_candidate_generator, load_ranker
+from pipeline.model_stages import GENERATOR_FOLDER, RANKER_FOLDER
+from pipeline.retrieval_validation import query_vectors
+from pipeline.run import GENERATOR, RANKER, Run
+from serving.export import VideoVectors, export_ranking, export_retrieval
+from serving.stored_examples import StoredExamples, stored_examples
+
+REPORT = "reports/export"
+
+
+def export(run: Run) -> None:
+    """Publishes new versions under `export/`, and `reports/export` with what was found about them."""
+    published = list(_export_generator(run))
+    if run.has_ranker:
+        published.append(_export_ranker(run))
+    manifests = {str(folder.relative_to(run.folder)): read_manifest(folder) for folder in published}
+    with publish(run.folder / REPORT, {"kind": "report", "exported": list(manifests)}) as report:
+        write_json(report / "export.json", {name: dict(manifest) for name, manifest in manifests.items()})
+    view = Table(title="Exported")
+    for column in ("model", "index", "recall against exact search", "parity"):
+        view.add_column(column, overflow="fold")
+    for name, manifest in manifests.items():
+        index = manifest.get("index")
+        size = f"{index['videos']:,} videos, {'exact' if index['exact'] else 'ScaNN'}" if index else ""
+        recall = {part: found for part, found in manifest.get("recall", {}).items() if part != "k"}
+        at = manifest.get("recall", {}).get("k")
+        recalls = ", ".join(f"{part} {found['recall']:.3f}" for part, found in recall.items())
+        parity = ", ".join(f"{key} {value:,}" for key, value in manifest["parity"].items())
+        view.add_row(name, size, f"@{at}: {recalls}" if recalls else "", parity)
+    run.console.print(view)
+
+
+def exported_folders(run: Run) -> tuple[str, ...]:
+    """The published folders that the last export left, relative to the run."""
+    return tuple(read_manifest(run.folder / REPORT)["exported"])
+
+
+def _part(run: Run, model: Model) -> Part:
+    """Validation examples or, where there are none, those of the test part."""
+    return Part.VALIDATION if ExampleSet(run.examples(model)).num_examples(Part.VALIDATION) else Part.TEST
+
+
+def _stored(run: Run, model: Model, raw_features: RawFeatures) -> StoredExamples:
+    return stored_examples(
+        run.examples(model) / _part(run, model).folder,
+        run.tables,
+        model,
+        run.specs[model],
+        raw_features.input_specs,
+        run.config.features,
+        run.config.export.parity.examples,
+    )
+
+
+def _provenance(run: Run, folder: str) -> dict:
+    return {"run": run.folder.name, "training": read_manifest(run.folder / folder)["training"]}
+
+
+def _export_generator(run: Run) -> list[Path]:
+    generator = load_candidate_generator(run.folder / GENERATOR_FOLDER)
+    encoder = run.encoder
+    spec = FeatureSpec(run.specs[GENERATOR].side(Side.QUERY))
+    raw_features = RawFeatures(spec, encoder, run.config.features, run.split.utc_offset_s)
+    counts = Vocabulary.read(run.features / "vocabularies" / "video.parquet").counts
+    watches = np.concatenate([[0], counts])[encoder.catalogue["video"].to_numpy()]
+    videos = VideoVectors(
+        np.array(encoder.catalogue["video_id"].to_pylist(), object),
+        catalogue_vectors(generator, encoder.catalogue),
+        watches,
+    )
+    columns = ExampleColumns(ExampleSet(run.examples(GENERATOR)), (_part(run, GENERATOR),), (LABEL,))
+    return list(
+        export_retrieval(
+            run.folder / "export",
+            generator,
+            raw_features,
+            videos,
+            _stored(run, GENERATOR, raw_features),
+            query_vectors(generator, columns),
+            run.config.export,
+            _provenance(run, GENERATOR_FOLDER),
+        ).values()
+    )
+
+
+def _export_ranker(run: Run) -> Path:
+    ranker = load_ranker(run.folder / RANKER_FOLDER)
+    raw_features = RawFeatures(run.specs[RANKER], run.encoder, run.config.features, run.split.utc_offset_s)
+    return export_ranking(
+        run.folder / "export",
+        ranker,
+        raw_features,
+        _stored(run, RANKER, raw_features),
+        run.config.export,
+        _provenance(run, RANKER_FOLDER),
+    )

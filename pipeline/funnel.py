@@ -1,0 +1,254 @@
+"""The funnel from raw logs to recommendations: the stages of a run, and what the command line does with them."""
+
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from features.artifacts import publish
+from features.errors import ConfigError
+from features.tables import read_table
+from pipeline import config_file, data_stages, evaluation_stage, export_stage, model_stages
+from pipeline.config import RunConfig
+from pipeline.run import Run
+from pipeline.sources.simulator import SimulatorConfig, simulate
+from pipeline.stages import Stage, durations, execute, locked
+from serving.recommend import Recommender
+from serving.recommendations_table import recommendations_table
+
+CONFIG = "config.yaml"
+
+
+def package_version() -> str:
+    """The installed version; a changed one makes every stage run again."""
+    try:
+        return version("upnext")
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def data_part(run: Run) -> list[Stage]:
+    """From raw logs to canonical tables: what later stages' features depend on."""
+    outputs: tuple[str, ...] = ("tables", "rejected")
+    if data_stages.file_source(run) is None:
+        outputs += ("truth",)
+    return [
+        Stage(
+            "ingest",
+            "raw logs to canonical tables",
+            data_stages.ingest_settings(run),
+            (),
+            outputs,
+            lambda: data_stages.ingest_tables(run),
+        )
+    ]
+
+
+def model_part(run: Run) -> list[Stage]:
+    """From canonical tables to exported and evaluated models."""
+    config = run.config
+    seen = {
+        "split": config.split.model_dump(mode="json"),
+        "features": config.features.model_dump(mode="json"),
+        "ranker": run.has_ranker,
+    }
+    features = ("features/vocabularies", "features/catalogue")
+    generator_examples, ranking_examples = "examples/candidate_generation", "examples/ranking"
+    generator, ranker = model_stages.GENERATOR_FOLDER, model_stages.RANKER_FOLDER
+    examples = (generator_examples, *((ranking_examples,) if run.has_ranker else ()))
+    models = (generator, *((ranker,) if run.has_ranker else ()))
+    stages = [
+        Stage(
+            "analyze",
+            "vocabularies, statistics, catalogue",
+            {**seen, "analysis": config.analysis.model_dump(mode="json")},
+            ("tables",),
+            ("features/vocabularies", "features/statistics", "features/catalogue"),
+            lambda: data_stages.analyze(run),
+        ),
+        Stage(
+            "examples",
+            "training, validation and test examples",
+            {
+                **seen,
+                "shards": config.shards.model_dump(mode="json"),
+                "candidate": config.candidate_examples.model_dump(mode="json"),
+                "ranking": config.ranking_examples.model_dump(mode="json"),
+                "leakage": config.leakage.model_dump(mode="json"),
+            },
+            ("tables", *features),
+            ("shards", *examples),
+            lambda: data_stages.make_examples(run),
+        ),
+    ]
+    if run.has_ranker:
+        stages.append(
+            Stage(
+                "quantiles",
+                "quantiles of the ranking features",
+                config.analysis.quantiles.model_dump(mode="json"),
+                (ranking_examples,),
+                ("features/quantiles",),
+                lambda: data_stages.quantiles(run),
+            )
+        )
+    stages.append(
+        Stage(
+            "train-generator",
+            "the two-tower candidate generator",
+            config.generator.model_dump(mode="json"),
+            (*features, generator_examples),
+            (generator,),
+            lambda: model_stages.train_generator(run),
+        )
+    )
+    if run.has_ranker and config.ranker is not None:
+        stages.append(
+            Stage(
+                "train-ranker",
+                "the ranker of expected watch time",
+                config.ranker.model_dump(mode="json"),
+                (*features, "features/quantiles", ranking_examples),
+                (ranker,),
+                lambda: model_stages.train_ranker(run),
+            )
+        )
+    stages += [
+        Stage(
+            "export",
+            "SavedModels with index, checked",
+            config.export.model_dump(mode="json"),
+            (*features, *examples, *models),
+            (export_stage.REPORT,),
+            lambda: export_stage.export(run),
+            lambda: export_stage.exported_folders(run),
+        ),
+        Stage(
+            "evaluate",
+            "metrics beside the peers",
+            config.evaluation.model_dump(mode="json"),
+            ("tables", *features, *examples, *models),
+            (evaluation_stage.REPORT,),
+            lambda: evaluation_stage.evaluate(run),
+        ),
+    ]
+    return stages
+
+
+def run_funnel(
+    name: str,
+    overrides: Sequence[str],
+    workdir: Path | None,
+    beam_options: Sequence[str],
+    only: str | None,
+    console: Console,
+) -> None:
+    """Runs a configuration, or one stage of it.
+
+    Args:
+      name: a built-in configuration or a YAML file.
+      overrides: `key=value` texts.
+      workdir: the run's folder; None: `runs/<name of the configuration>`.
+      beam_options: Beam's own.
+      only: the stage to run alone, or None.
+      console: where the run speaks.
+    """
+    config = config_file.read(RunConfig, name, overrides)
+    folder = workdir or Path("runs") / config.name
+    run = Run(folder, config, tuple(beam_options), console)
+    with locked(folder):
+        (folder / CONFIG).write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+        console.print(f"[bold]{config.name}[/bold] in {folder}")
+        ingest = data_part(run)
+        if only in (None, "ingest"):
+            execute(ingest, folder, console, package_version())
+        if only != "ingest":
+            run.require("tables")
+            stages = model_part(run)
+            chosen = [stage for stage in stages if only in (None, stage.name)]
+            if not chosen:
+                raise ConfigError(
+                    f"stage {only!r} is not part of this run (there are no impressions or no ranker is configured); "
+                    f"its stages: {', '.join(stage.name for stage in [*ingest, *stages])}"
+                )
+            execute(chosen, folder, console, package_version())
+        if only is None:
+            _show_recommendations(run)
+            seconds = durations(folder)
+            told = ", ".join(f"{stage} {took:.0f} s" for stage, took in seconds.items())
+            console.print(f"[dim]Stages: {told}; together {sum(seconds.values()):.0f} s.[/dim]")
+            console.print(f"Ask for more: [bold]upnext recommend {folder} --user ID[/bold]")
+
+
+def _show_recommendations(run: Run) -> None:
+    """Prints lists for some users of the log who watched most recently."""
+    count = run.config.evaluation.show_users
+    if not count:
+        return
+    watches = read_table(run.tables, "watches", ["user_id", "timestamp"])
+    last = watches.group_by("user_id").aggregate([("timestamp", "max"), ("timestamp", "count")])
+    active = last.filter(pc.greater_equal(last["timestamp_count"], 5))
+    chosen = (active if len(active) else last).sort_by([("timestamp_max", "descending"), ("user_id", "ascending")])
+    recommender = Recommender(run.folder / "export", run.tables, run.config.features)
+    for user in chosen["user_id"][:count].to_pylist():
+        run.console.print(recommendations_table(recommender.recommend(user, count=10), run.tables))
+
+
+def recommend_from(
+    workdir: Path, user: str, page: str | None, device: str | None, count: int, console: Console
+) -> None:
+    """Prints the list for one user from a finished run."""
+    if not (workdir / CONFIG).is_file():
+        raise ConfigError(f"{workdir}: expected a run's folder with {CONFIG}, found none; run `upnext run` first")
+    config = config_file.read(RunConfig, str(workdir / CONFIG))
+    recommender = Recommender(workdir / "export", workdir / "tables", config.features)
+    request = {"page": page, "device": device}
+    console.print(recommendations_table(recommender.recommend(user, count, request=request), workdir / "tables"))
+
+
+def simulate_to(output: Path, overrides: Sequence[str], console: Console) -> None:
+    """Publishes a simulated platform's tables and truth at `output`."""
+    value: dict = {}
+    for override in overrides:
+        config_file.apply_override(value, override)
+    config = config_file.validate(SimulatorConfig, value, "simulator")
+    with console.status("Simulating a platform ..."):
+        logs = simulate(config)
+    manifest = {"kind": "simulation", "config": config.model_dump(mode="json")}
+    with publish(output, manifest) as folder:
+        for name, table in logs.tables.items():
+            pq.write_table(table, folder / f"{name}.parquet")
+        logs.truth.write(_new(folder / "truth"))
+        manifest["rows"] = {name: len(table) for name, table in logs.tables.items()}
+    console.print(_rows_table(logs.tables, f"Simulated logs in {output}"))
+
+
+def _new(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
+
+
+def _rows_table(tables: dict[str, pa.Table], title: str) -> Table:
+    view = Table(title=title, title_justify="left")
+    view.add_column("table")
+    view.add_column("rows", justify="right")
+    for name, table in tables.items():
+        view.add_row(name, f"{len(table):,}")
+    return view
+
+
+def configurations_table() -> Table:
+    """The built-in configurations with what they are for."""
+    view = Table(title="Built-in configurations", title_justify="left", show_lines=True)
+    for column in ("name", "what", "paper", "command", "expected time", "expected metrics"):
+        view.add_column(column, overflow="fold")
+    for name in config_file.builtin_names():
+        about = config_file.read(RunConfig, name).about
+        view.add_row(name, about.summary, about.paper, about.command, about.expected_time, about.expected_metrics)
+    return view

@@ -1,0 +1,192 @@
+"""The stages that train: the candidate generator and the ranker."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+from rich.table import Table
+
+from features.analysis import read_quantiles
+from features.artifacts import read_manifest
+from features.errors import DataError
+from features.example_reader import ExampleSet
+from features.spec import Kind
+from features.splits import Part
+from features.vocabulary import Vocabulary
+from models.candidate_generator import LABEL, WEIGHT
+from models.co_watch_embeddings import CoWatchConfig, co_watch_embeddings, entries_of_bags
+from models.ranker import CLICKED, WATCH_TIME_S, Ranker
+from models.sampled_softmax import Loss
+from models.samplers import attach_label_probability, attach_negatives, make_sampler
+from models.two_tower import TwoTower
+from models.weighted_logistic_regression import LabelStatistics
+from pipeline.catalogue_vectors import padded_rows
+from pipeline.input_pipeline import Arrays, ExampleColumns, Transform
+from pipeline.model_folder import save_model
+from pipeline.ranking_validation import validation_loss
+from pipeline.retrieval_validation import retrieval_map
+from pipeline.run import GENERATOR, RANKER, Run
+from pipeline.training import Trained, TrainingConfig, train
+
+GENERATOR_FOLDER = "models/two_tower"
+RANKER_FOLDER = "models/ranker"
+
+
+def train_generator(run: Run) -> None:
+    """Publishes `models/two_tower`."""
+    config = run.config.generator
+    examples = ExampleSet(run.examples(GENERATOR))
+    columns = _Columns(examples, (LABEL, WEIGHT), config.training)
+    sizes = vocabulary_sizes(run)
+    attributes = class_attributes(run)
+    start = _co_watch_start(examples, sizes["video"], config.model.dimension, config.co_watch_start)
+
+    def build() -> TwoTower:
+        model = TwoTower(config.model, run.specs[GENERATOR], sizes, attributes)
+        if start is not None:
+            model.start_from(start)
+        return model
+
+    trained = train(
+        build,
+        columns.train,
+        config.training,
+        run.folder / "models" / ".two_tower.work",
+        transform=_negatives(run, columns.train, config.training.seed),
+        evaluate=None if columns.validation is None else _retrieval_map(columns.validation),
+        monitor="MAP@20",
+        refit_columns=columns.together,
+    )
+    _publish(run, GENERATOR_FOLDER, "two_tower", trained)
+
+
+def train_ranker(run: Run) -> None:
+    """Publishes `models/ranker`."""
+    assert run.config.ranker is not None
+    config = run.config.ranker
+    examples = ExampleSet(run.examples(RANKER))
+    columns = _Columns(examples, (CLICKED, WATCH_TIME_S, WEIGHT), config.training)
+    validation = columns.validation
+    labels = label_statistics(examples, config.model.negative_keep_rate)
+    quantiles = read_quantiles(run.features / "quantiles" / "quantiles.json")
+    calibrated: list[np.ndarray] = []
+
+    def calibrate(model: Ranker) -> None:
+        if validation is not None:
+            model.calibrate(validation.ordered(8192))
+            calibrated.extend(model.calibration.get_weights())
+
+    trained = train(
+        lambda: Ranker(config.model, run.specs[RANKER], vocabulary_sizes(run), quantiles, labels),
+        columns.train,
+        config.training,
+        run.folder / "models" / ".ranker.work",
+        evaluate=None if validation is None else lambda model: validation_loss(model, examples, validation),
+        monitor="negative_loss",
+        refit_columns=columns.together,
+        on_validated=calibrate,
+    )
+    if calibrated:
+        # Found by a model that had not seen the validation part; the refitted one has.
+        trained.model.calibration.set_weights(calibrated)
+    _publish(run, RANKER_FOLDER, "ranker", trained)
+
+
+class _Columns:
+    """Training, validation and both together; the last two are None where the set has no validation examples.
+
+    Raises:
+      DataError: a refit is configured and there is no validation example.
+    """
+
+    def __init__(self, examples: ExampleSet, extra: tuple[str, ...], config: TrainingConfig) -> None:
+        self.train = ExampleColumns(examples, (Part.TRAIN,), extra)
+        self.validation: ExampleColumns | None = None
+        self.together: ExampleColumns | None = None
+        if examples.num_examples(Part.VALIDATION):
+            self.validation = ExampleColumns(examples, (Part.VALIDATION,), extra)
+            self.together = ExampleColumns(examples, (Part.TRAIN, Part.VALIDATION), extra, refit=True)
+        elif config.refit:
+            raise DataError(
+                f"{examples.folder}: training.refit needs validation examples, found none; "
+                "raise split.validation_days or set refit to false"
+            )
+
+
+def vocabulary_sizes(run: Run) -> dict[str, int]:
+    """Id space -> number of ids."""
+    return dict(read_manifest(run.features / "vocabularies")["sizes"])
+
+
+def class_attributes(run: Run) -> dict[str, np.ndarray]:
+    """Catalogue column -> int32 rows of each class's attribute after a row 0: `[classes + 1]` or `[..., length]`."""
+    encoder = run.encoder
+    classes = vocabulary_sizes(run)["video"]
+    attributes = {}
+    for column in run.config.generator.model.output_attributes:
+        if column in encoder.catalogue.column_names:
+            rows = padded_rows(encoder.catalogue[column])[:classes]
+            attributes[column] = np.concatenate([np.zeros_like(rows[:1]), rows])
+    return attributes
+
+
+def watch_counts(run: Run) -> np.ndarray:
+    """int64 `[classes]`: how often each video of the vocabulary was watched in the training part."""
+    return Vocabulary.read(run.features / "vocabularies" / "video.parquet").counts
+
+
+def _negatives(run: Run, columns: ExampleColumns, seed: int) -> Transform | None:
+    loss = run.config.generator.model.loss
+    if loss == Loss.SAMPLED:
+        return attach_negatives(make_sampler(run.config.generator.model.sampler, watch_counts(run), seed))
+    if loss == Loss.IN_BATCH:
+        labels = columns.examples.read(Part.TRAIN, [LABEL])[LABEL].to_numpy()
+        return attach_label_probability(np.bincount(labels, minlength=len(watch_counts(run)) + 1)[1:])
+    return None
+
+
+def _retrieval_map(columns: ExampleColumns) -> Callable[[Any], dict[str, float]]:
+    return lambda model: retrieval_map(model, columns)
+
+
+def _co_watch_start(
+    examples: ExampleSet, num_videos: int, dimension: int, config: CoWatchConfig | None
+) -> np.ndarray | None:
+    """Video vectors from the bags and labels of the training examples."""
+    if config is None:
+        return None
+    bags = [f.name for f in examples.features if f.kind == Kind.CATEGORICAL and f.id_space == "video" and f.multivalent]
+    table = examples.read(Part.TRAIN, ["user_id", LABEL, *bags])
+    entries = [(table[LABEL].to_numpy(), np.ones(len(table), np.int64))]
+    entries += [(pc.list_flatten(table[b]).to_numpy(), pc.list_value_length(table[b]).to_numpy()) for b in bags]
+    users = table["user_id"].combine_chunks().dictionary_encode().indices.to_numpy()
+    return co_watch_embeddings(*entries_of_bags(users, entries), num_videos, dimension, config)
+
+
+def label_statistics(examples: ExampleSet, negative_keep_rate: float) -> LabelStatistics:
+    """Sums over the training impressions."""
+    table = examples.read(Part.TRAIN, [CLICKED, WATCH_TIME_S, WEIGHT])
+    columns: Arrays = {name: table[name].to_numpy() for name in table.column_names}
+    return LabelStatistics.of(columns[CLICKED], columns[WATCH_TIME_S], columns[WEIGHT], negative_keep_rate)
+
+
+def _publish(run: Run, folder: str, kind: str, trained: Trained) -> None:
+    figures = {name: getattr(trained, name) for name in ("epochs", "examples_per_second", "seconds")}
+    if trained.chief:
+        save_model(run.folder / folder, trained.model, kind, trained.history, figures)
+    run.console.print(history_table(kind, trained))
+
+
+def history_table(title: str, trained: Trained) -> Table:
+    """Metrics by epoch; the chosen epoch is marked."""
+    names = [name for name in trained.history if name not in ("total_loss", "regularization_loss")]
+    note = f"{trained.examples_per_second:,.0f} examples/s, {trained.seconds:.0f} s"
+    view = Table(title=f"{title}: {note}" + (", refitted with validation" if trained.refit_history else ""))
+    view.add_column("epoch")
+    for name in names:
+        view.add_column(name, justify="right")
+    for epoch in range(len(trained.history[names[0]]) if names else 0):
+        mark = " *" if epoch + 1 == trained.epochs else ""
+        view.add_row(f"{epoch + 1}{mark}", *(f"{trained.history[name][epoch]:.4f}" for name in names))
+    return view

@@ -1,0 +1,50 @@
+"""The ranking metrics that early stopping watches: the weighted per-user loss and the click AUC."""
+
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from features.example_reader import ExampleSet
+from features.splits import Part
+from models.ranker import CLICKED, WATCH_TIME_S, Ranker
+from pipeline.evaluation.ranking_metrics import mispredicted_pairs
+from pipeline.input_pipeline import ExampleColumns
+
+
+def predictions(model: Ranker, columns: ExampleColumns, at_serving: bool = False) -> dict[str, np.ndarray]:
+    """What the ranker answers for every row, in the order of the files.
+
+    Args:
+      model: the ranker.
+      columns: its features.
+      at_serving: put the fixed serving value in place of a feature that has one.
+
+    Returns:
+      `score`, `click_probability`, `expected_watch_time_s`: float32 `[rows]`.
+    """
+    fixed = {f.name: f.serving_value for f in model.spec.features if f.serving_value is not None} if at_serving else {}
+
+    @tf.function(reduce_retracing=True)
+    def predict(features: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        return model.predictions(model(features))._asdict()
+
+    parts: list[dict[str, Any]] = []
+    for batch in columns.ordered(8192):
+        features = {f.name: batch[f.name] for f in model.spec.features}
+        features |= {name: np.full_like(features[name], value) for name, value in fixed.items()}
+        parts.append({name: value.numpy() for name, value in predict(features).items()})
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def validation_loss(model: Ranker, examples: ExampleSet, columns: ExampleColumns) -> dict[str, float]:
+    """The weighted per-user loss (paper, section 4.3) on the validation part, and its negative, greater is better."""
+    table = examples.read(Part.VALIDATION, ["group_id", CLICKED, WATCH_TIME_S])
+    clicked = table[CLICKED].to_numpy() > 0
+    seconds = np.where(clicked, table[WATCH_TIME_S].to_numpy(), 0.0)
+    above, unclicked = mispredicted_pairs(
+        table["group_id"].to_numpy(), predictions(model, columns, at_serving=True)["score"], clicked
+    )
+    total = float(np.sum(seconds * unclicked))
+    loss = float(np.sum(seconds * above)) / total if total else 0.5
+    return {"weighted_per_user_loss": loss, "negative_loss": -loss}

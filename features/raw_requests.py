@@ -18,7 +18,7 @@ Times are float64 seconds since the epoch, NaN where only the order is known. Ev
 are not sent, nor the watch time of a watch that had not ended.
 """
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -102,17 +102,26 @@ def logged_requests(tables: Path, table: str, examples: pa.Table, columns: Seque
       DataError: an example's event is not in the table.
     """
     present = [column for column in columns if column in table_columns(tables, table)]
-    keys = ["user_id", "video_id", "timestamp"]
+    named = "impression_id" in examples.column_names and "impression_id" in table_columns(tables, table)
+    keys = ["user_id", "video_id", "timestamp", *(["impression_id"] if named else [])]
     events = _events_of(tables, table, examples["user_id"].combine_chunks(), [*keys, *present])
     first: dict[tuple, int] = {}
-    for row, key in enumerate(zip(*(events[k].to_pylist() for k in keys), strict=True)):
-        first.setdefault(key, row)
-    wanted = list(zip(*(examples[k].to_pylist() for k in keys), strict=True))
-    absent = next((key for key in wanted if key not in first), None)
-    if absent is not None:
-        raise DataError(f"{tables}/{table}: no row of user {absent[0]!r}, video {absent[1]!r} at {absent[2]}")
-    rows = pa.array([first[key] for key in wanted], pa.int64())
-    return {column: events[column].take(rows).combine_chunks() for column in present}
+    for row, (user, video, time, *impression) in enumerate(_tuples(events, keys)):
+        for key in ((user, *impression), (user, video, time)):
+            first.setdefault(key, row)
+    rows = []
+    for user, video, time, *impression in _tuples(examples, keys):
+        key = (user, *impression) if any(impression) else (user, video, time)
+        if key not in first:
+            raise DataError(
+                f"{tables}/{table}: expected the row of user {user!r}, video {video!r} at {time}, found none"
+            )
+        rows.append(first[key])
+    return {column: events[column].take(pa.array(rows, pa.int64())).combine_chunks() for column in present}
+
+
+def _tuples(table: pa.Table, columns: Sequence[str]) -> Iterator[tuple]:
+    return zip(*(table[column].to_pylist() for column in columns), strict=True)
 
 
 def _events_of(tables: Path, name: str, users: pa.Array, columns: Sequence[str]) -> pa.Table:

@@ -103,15 +103,15 @@ def export_retrieval(
     with ExitStack() as both_or_none:
         for name, exact in ((RETRIEVAL, False), (BRUTE_FORCE, True)):
             index = Index(videos.vectors, videos.ids, config.index, available, exact)
-            recalls = recall_by_slice(
-                index, videos.vectors[available], validation_queries, videos.training_watches[available], config.recall
-            )
-            check_recall(recalls, config.recall)
+            if not exact:
+                counts = videos.training_watches[available]
+                recalls = recall_by_slice(index, videos.vectors[available], validation_queries, counts, config.recall)
+                check_recall(recalls, config.recall)
             module = RetrievalModule(generator, raw_features, index, config.retrieval)
             manifest = {
                 **_manifest(name, version, provenance),
                 "index": {"videos": index.size, "exact": index.is_exact, **config.index.model_dump()},
-                "recall": {"k": config.recall.k, **{part: asdict(found) for part, found in recalls.items()}},
+                "recall": {} if exact else {"k": config.recall.k} | {n: asdict(found) for n, found in recalls.items()},
                 "k": config.retrieval.k,
             }
             published[name] = folder / name / str(version)

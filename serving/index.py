@@ -41,8 +41,8 @@ class IndexConfig(Settings):
     anisotropic_threshold: float = Field(
         default=0.2,
         ge=0,
-        description="T of anisotropic vector quantization (Guo et al. 2020, for vectors of length one), here in units of "
-        "the vectors' root mean square length",
+        description="T of anisotropic vector quantization (Guo et al. 2020, there for vectors of length one) in units "
+        "of the vectors' root mean square length",
     )
     reorder: int = Field(
         default=500, ge=1, description="neighbours scored exactly, at least; never fewer than twice the answer"

@@ -67,7 +67,7 @@ def popularity_slices(counts: np.ndarray) -> np.ndarray:
 def exact_rows(vectors: np.ndarray, queries: np.ndarray, k: int) -> np.ndarray:
     """The rows of the k largest dot products `[Q, k]`, unordered."""
     k = min(k, len(vectors))
-    answers = []
+    answers = [np.zeros((0, k), np.int64)]
     block = max(1, 50_000_000 // len(vectors))
     for start in range(0, len(queries), block):
         scores = queries[start : start + block] @ vectors.T
@@ -85,7 +85,14 @@ def recall_by_slice(
       vectors: `[N, d]` the vectors of its rows, in its order.
       queries: `[Q, d]` validation query vectors; the first `max_queries` are used.
       counts: `[N]` training watches of the index's rows.
+
+    Raises:
+      ExportError: there is no query to measure an approximate index with.
     """
+    if not len(queries) and not index.is_exact:
+        raise ExportError(
+            "index: expected validation queries to measure its recall with, found none; keep validation_days"
+        )
     queries = np.ascontiguousarray(queries[: config.max_queries], np.float32)
     k = min(config.k, index.size)
     expected = exact_rows(np.asarray(vectors, np.float32), queries, k)

@@ -153,8 +153,15 @@ def test_what_the_log_says_of_a_request_is_found_by_user_video_and_time(tables: 
         "page": ["watch", "home"],
         "candidate_sources": [None, ["x", "y"]],
     }
-    with pytest.raises(DataError, match=r"no row of user 'ü', video 'c'"):
+    with pytest.raises(DataError, match=r"expected the row of user 'ü', video 'c' at 2024-03-01 .*, found none"):
         logged_requests(tables, "impressions", examples.set_column(1, "video_id", [["c", "c"]])[1:], ["page"])
+
+
+def test_two_impressions_of_one_moment_are_told_apart_by_their_ids(tmp_path: Path):
+    shown = {"user_id": ["u"] * 2, "video_id": ["v"] * 2, "timestamp": [at(1)] * 2, "impression_id": ["i", "j"]}
+    write(tmp_path, "impressions", {**shown, "page": ["home", "watch"]})
+    examples = pa.table({**shown, "timestamp": pa.array([at(1)] * 2, TIMESTAMP), "impression_id": ["j", None]})
+    assert logged_requests(tmp_path, "impressions", examples, ["page"])["page"].to_pylist() == ["watch", "home"]
 
 
 @pytest.mark.parametrize(

@@ -221,6 +221,27 @@ def test_recall_below_the_floor_refuses_the_export(
     assert not list(tmp_path.glob("*/1"))
 
 
+def test_a_tree_index_travels_inside_the_saved_model(
+    tmp_path: Path, generator: TwoTower, generator_examples: StoredExamples, export_config: ExportConfig
+):
+    size = 1500
+    vectors = np.random.default_rng(0).normal(size=(size, 8)).astype(np.float32)
+    videos = VideoVectors(np.array([f"v{i}" for i in range(size)], object), vectors, np.ones(size))
+    tree = IndexConfig(exact_below=0, tree_from=1, num_leaves=20, leaves_to_search=20, reorder=1000)
+    config = export_config.model_copy(update={"index": tree})
+    features = HandMadeFeatures(GENERATOR_SPEC)
+    published = export_retrieval(tmp_path, generator, features, videos, generator_examples, QUERIES, config)
+    manifest = read_manifest(published["retrieval"])
+    assert not manifest["index"]["exact"] and manifest["recall"]["all"]["recall"] > 0.9
+    request = {
+        "watched_video_ids": tf.constant([["v3"], ["v7"], [""]]),
+        "region": tf.constant(["SE", "NO", "SE"]),
+        "excluded_video_ids": tf.constant([["v1"], [""], [""]]),
+    }
+    answers = [tf.saved_model.load(str(p)).signatures["retrieval"](**request)["video_ids"] for p in published.values()]
+    assert texts(answers[0]) == texts(answers[1])
+
+
 def test_versions_count_up_from_the_largest_of_either_folder(tmp_path: Path):
     assert next_version(tmp_path / "absent") == 1
     for name in ("a/2", "a/10", "a/.11.tmp", "b/3", "b/notes"):

@@ -1,6 +1,7 @@
 """From the tables of a simulated platform to recommendations: what the Beam jobs stored is what the exports answer."""
 
 import dataclasses
+import io
 import re
 import shutil
 from datetime import UTC, datetime, timedelta
@@ -212,7 +213,7 @@ def test_the_printed_table_tells_what_the_videos_are_about(recommender: Recommen
     tables = platform.run / "tables"
     user = read_table(tables, "watches", ["user_id"])["user_id"][0].as_py()
     found = recommender.recommend(user, count=3)
-    console = Console(width=250, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console = Console(width=250, record=True, file=io.StringIO())
     console.print(recommendations_table(found, tables))
     text = console.export_text()
     videos = {row["video_id"]: row for row in read_table(tables, "videos").to_pylist()}

@@ -186,6 +186,14 @@ def test_recall_counts_each_slice_alone():
     }
 
 
+def test_an_approximate_index_is_not_exported_unmeasured():
+    X, nothing = vectors(300), np.zeros((0, 16), np.float32)
+    with pytest.raises(ExportError, match="expected validation queries to measure its recall with, found none"):
+        recall_by_slice(Index(X, names(300), IndexConfig(exact_below=0)), X, nothing, np.ones(300), RecallConfig())
+    recalls = recall_by_slice(Index(X, names(300), CONFIG), X, nothing, np.ones(300), RecallConfig())
+    assert {found.recall for found in recalls.values()} == {None}
+
+
 def test_export_is_refused_below_the_floor_naming_the_slice():
     recalls = {
         "head": SliceRecall(10, 500, 0.99),

@@ -55,13 +55,13 @@ class TreesConfig(Settings):
 
 
 FIRST_SETTING: dict[str, Any] = {
-    "learning_rate": 0.1,
-    "num_leaves": 31,
+    "learning_rate": 0.05,
+    "num_leaves": 15,
     "min_data_in_leaf": 50,
-    "feature_fraction": 0.8,
+    "feature_fraction": 0.4,
     "lambda_l2": 1.0,
-    "cat_smooth": 30.0,
-    "cat_l2": 30.0,
+    "cat_smooth": 100.0,
+    "cat_l2": 100.0,
 }
 SETTING_SPACE: dict[str, tuple] = {
     "learning_rate": (0.05, 0.1),

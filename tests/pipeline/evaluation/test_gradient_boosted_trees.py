@@ -98,6 +98,19 @@ def test_a_second_fit_is_the_same():
     )
 
 
+def test_rows_of_a_page_need_not_be_side_by_side():
+    data, validation = log(0, 2000)[0], log(1, 1000)[0]
+    together = data.take(np.argsort(data.impressions.groups, kind="stable"))
+    place_on_page = np.arange(len(together)) % 8
+    apart = together.take(np.argsort(place_on_page, kind="stable"))
+    config = TreesConfig(trials=1, max_rounds=10, threads=1)
+    one, other = (
+        fit_trees(train, validation, config, (TreeVariant.LAMBDARANK,))[TreeVariant.LAMBDARANK]
+        for train in (together, apart)
+    )
+    np.testing.assert_array_equal(one.predict(validation), other.predict(validation))
+
+
 def test_relevance_by_hand():
     reference = Impressions(np.zeros(5), np.zeros(5), np.array([1, 1, 1, 1, 0], bool), np.array([1.0, 2, 3, 10, 0]))
     grades, gains = relevance(reference, reference)

@@ -24,6 +24,11 @@ def test_watches_are_sorted_by_user_then_untimed_history_then_time():
     assert watches.num_users == 2
 
 
+def test_untimed_history_comes_before_any_known_time():
+    watches = Interactions.of(np.array([1, 1]), np.array([0, 1]), np.array([-5, 0]), 2, np.array([True, False]))
+    np.testing.assert_array_equal(watches.videos, [1, 0])
+
+
 def test_a_repeated_watch_is_one_in_the_matrix_and_two_in_the_counts():
     watches = Interactions.of(np.array([1, 1, 2]), np.array([0, 0, 1]), np.array([1, 2, 3]), 2)
     np.testing.assert_array_equal(watches.matrix.toarray(), [[1, 0], [0, 1]])

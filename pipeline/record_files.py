@@ -78,9 +78,12 @@ def records_dataset(
         }
 
     record_bytes = 4 * sum(sizes.values())
+    rows = sum(Path(path).stat().st_size for path in paths) // record_bytes
     dataset = tf.data.Dataset.from_tensor_slices(paths).shuffle(len(paths), seed=seed).repeat()
     dataset = dataset.interleave(
         lambda path: tf.data.FixedLengthRecordDataset(path, record_bytes), cycle_length=min(4, len(paths))
     )
-    dataset = dataset.shuffle(config.shuffle_rows, seed=seed).batch(batch_size, drop_remainder=True).map(decode)
+    dataset = (
+        dataset.shuffle(min(config.shuffle_rows, rows), seed=seed).batch(batch_size, drop_remainder=True).map(decode)
+    )
     return finished(dataset, config, transform)

@@ -1,7 +1,5 @@
 """The retrieval metrics that early stopping watches: over all videos of the vocabulary, ties against the model."""
 
-from collections.abc import Callable
-
 import numpy as np
 import tensorflow as tf
 
@@ -43,25 +41,15 @@ def ranked_by(label_ranks: np.ndarray, k: int, recall_at: int) -> dict[str, floa
 def ranks(model: CandidateGenerator, columns: ExampleColumns, batch_size: int = 512) -> np.ndarray:
     """Rank from 1 of each label among all videos of the vocabulary, int64 `[rows]`; 0 for a label of row 0."""
     vectors = class_vectors(model)
-
-    @tf.function(reduce_retracing=True)
-    def rank(features: dict[str, tf.Tensor], labels: tf.Tensor) -> tf.Tensor:
-        queries = model.query_embeddings(features)
-        scores = tf.matmul(queries, vectors, transpose_b=True)
+    parts = []
+    for batch in columns.ordered(batch_size):
+        labels = tf.constant(batch[LABEL])
+        scores = tf.matmul(model.query_embeddings(serving_features(model, batch)), vectors, transpose_b=True)
         # The label's score is taken from the same product: another order of summation could differ in the last bit.
         own = tf.gather(scores, tf.maximum(labels - 1, 0), axis=1, batch_dims=1)
-        return tf.where(labels > 0, tf.math.count_nonzero(scores >= own[:, tf.newaxis], axis=1), 0)
-
-    parts = [
-        rank(serving_features(model, batch), tf.constant(batch[LABEL])).numpy() for batch in columns.ordered(batch_size)
-    ]
+        rank = tf.where(labels > 0, tf.math.count_nonzero(scores >= own[:, tf.newaxis], axis=1), 0)
+        parts.append(rank.numpy())
     return np.concatenate(parts)
-
-
-def query_vectors(model: CandidateGenerator, columns: ExampleColumns, batch_size: int = 4096) -> np.ndarray:
-    """Query vectors as at serving, float32 `[rows, dimension]` in the order of the files."""
-    embed = tf.function(model.query_embeddings, reduce_retracing=True)
-    return np.concatenate([embed(serving_features(model, batch)).numpy() for batch in columns.ordered(batch_size)])
 
 
 def serving_features(model: CandidateGenerator, batch: Arrays) -> dict[str, tf.Tensor]:
@@ -77,6 +65,6 @@ def serving_features(model: CandidateGenerator, batch: Arrays) -> dict[str, tf.T
 
 def class_vectors(model: CandidateGenerator, at_once: int = 65_536) -> tf.Tensor:
     """Vectors of all videos of the vocabulary, `[num_classes, dimension]`."""
-    embed: Callable[[tf.Tensor], tf.Tensor] = tf.function(model.class_embeddings, reduce_retracing=True)
     starts = range(1, model.num_classes + 1, at_once)
-    return tf.concat([embed(tf.range(s, min(s + at_once, model.num_classes + 1))) for s in starts], axis=0)
+    ends = [min(start + at_once, model.num_classes + 1) for start in starts]
+    return tf.concat([model.class_embeddings(tf.range(s, e)) for s, e in zip(starts, ends, strict=True)], axis=0)

@@ -48,6 +48,12 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def _console() -> Console:
+    """Where a command speaks: as wide as the terminal, or wide enough for the tables where there is none."""
+    console = Console()
+    return console if console.is_terminal else Console(width=150)
+
+
 @app.command(context_settings=BEAM_CONTEXT, epilog=BEAM_HELP)
 def run(
     context: typer.Context,
@@ -62,7 +68,7 @@ def run(
 def _run(context: typer.Context, config: str, set_: list[str] | None, workdir: Path | None, only: str | None) -> None:
     from pipeline.funnel import run_funnel
 
-    run_funnel(config, set_ or [], workdir, beam_options=context.args, only=only, console=Console())
+    run_funnel(config, set_ or [], workdir, beam_options=context.args, only=only, console=_console())
 
 
 def _add_stage_command(name: str, about: str) -> None:
@@ -98,7 +104,7 @@ def configs() -> None:
     """Lists the built-in configurations."""
     from pipeline.funnel import configurations_table
 
-    Console().print(configurations_table())
+    _console().print(configurations_table())
 
 
 @app.command()
@@ -109,7 +115,7 @@ def simulate(
     """Writes a simulated platform's logs and their truth, without training anything."""
     from pipeline.funnel import simulate_to
 
-    simulate_to(output, set_ or [], Console())
+    simulate_to(output, set_ or [], _console())
 
 
 @app.command()
@@ -123,7 +129,7 @@ def recommend(
     """Retrieval, then ranking, from the exported models."""
     from pipeline.funnel import recommend_from
 
-    recommend_from(workdir, user, page, device, count, Console())
+    recommend_from(workdir, user, page, device, count, _console())
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ from rich.console import RenderableType
 from features.artifacts import is_published, publish
 from features.example_reader import ExampleSet
 from features.splits import Part
-from pipeline.catalogue_vectors import catalogue_vectors
 from pipeline.evaluation.baselines.interactions import RetrievalExamples
 from pipeline.evaluation.baselines.training_watches import read_training_watches
 from pipeline.evaluation.best_possible import best_possible_ranking, best_possible_retrieval, share_of_best
@@ -38,9 +37,9 @@ from pipeline.input_pipeline import ExampleColumns
 from pipeline.model_folder import load_candidate_generator, load_ranker
 from pipeline.model_stages import GENERATOR_FOLDER, RANKER_FOLDER
 from pipeline.ranking_validation import predictions
-from pipeline.retrieval_validation import query_vectors
 from pipeline.run import GENERATOR, RANKER, Run
 from pipeline.sources.truth import Truth
+from pipeline.vectors import catalogue_vectors, query_vectors
 
 REPORT = "reports/evaluation"
 MODEL = "two-tower"

@@ -13,13 +13,12 @@ from features.splits import Part
 from features.vocabulary import Vocabulary
 from models.candidate_generator import LABEL
 from models.raw_features import RawFeatures
-from pipeline.catalogue_vectors import catalogue_vectors
 from pipeline.evaluation.figures import write_json
 from pipeline.input_pipeline import ExampleColumns
 from pipeline.model_folder import load_candidate_generator, load_ranker
 from pipeline.model_stages import GENERATOR_FOLDER, RANKER_FOLDER
-from pipeline.retrieval_validation import query_vectors
 from pipeline.run import GENERATOR, RANKER, Run
+from pipeline.vectors import catalogue_vectors, query_vectors
 from serving.export import VideoVectors, export_ranking, export_retrieval
 from serving.stored_examples import StoredExamples, stored_examples
 

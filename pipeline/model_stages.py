@@ -21,13 +21,13 @@ from models.sampled_softmax import Loss
 from models.samplers import attach_label_probability, attach_negatives, make_sampler
 from models.two_tower import TwoTower
 from models.weighted_logistic_regression import LabelStatistics
-from pipeline.catalogue_vectors import padded_rows
 from pipeline.input_pipeline import Arrays, ExampleColumns, Transform
 from pipeline.model_folder import save_model
 from pipeline.ranking_validation import validation_loss
 from pipeline.retrieval_validation import retrieval_map
 from pipeline.run import GENERATOR, RANKER, Run
 from pipeline.training import Trained, TrainingConfig, train
+from pipeline.vectors import padded_rows
 
 GENERATOR_FOLDER = "models/two_tower"
 RANKER_FOLDER = "models/ranker"

@@ -1,4 +1,4 @@
-"""Vectors of all videos of a run's catalogue, in the order of the index."""
+"""Vectors as at serving: of a part's queries, and of all videos of the catalogue in the order of the index."""
 
 import numpy as np
 import pyarrow as pa
@@ -6,6 +6,8 @@ import pyarrow.compute as pc
 import tensorflow as tf
 
 from models.candidate_generator import CandidateGenerator
+from pipeline.input_pipeline import ExampleColumns
+from pipeline.retrieval_validation import serving_features
 
 _AT_ONCE = 65_536
 
@@ -29,3 +31,9 @@ def catalogue_vectors(generator: CandidateGenerator, catalogue: pa.Table) -> np.
         for start in range(0, len(catalogue), _AT_ONCE)
     ]
     return np.concatenate(parts)
+
+
+def query_vectors(generator: CandidateGenerator, columns: ExampleColumns, batch_size: int = 4096) -> np.ndarray:
+    """float32 `[rows, dimension]` in the order of the files; features with a serving value have it."""
+    embed = tf.function(generator.query_embeddings, reduce_retracing=True)
+    return np.concatenate([embed(serving_features(generator, batch)).numpy() for batch in columns.ordered(batch_size)])

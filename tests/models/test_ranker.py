@@ -1,5 +1,6 @@
 """The ranker's structure: shared tables, zero rows, the split first layer, and what it learns."""
 
+import json
 from typing import Any
 
 import numpy as np
@@ -242,15 +243,22 @@ def test_calibration_makes_totals_agree_and_leaves_the_scores_alone():
     np.testing.assert_array_equal(before.score, after.score)
 
 
-def test_calibration_is_saved_with_the_weights(tmp_path):
-    model = ranker(calibration=CalibrationConfig(bins=4, min_impressions_per_bin=10))
+def test_ranker_is_rebuilt_from_its_description_and_weights(tmp_path):
+    model = ranker(calibration=CalibrationConfig(bins=4, min_impressions_per_bin=10), objective=Objective.UNWEIGHTED)
     model.calibrate([batch(400)])
-    model.save_weights(tmp_path / "model.weights.h5")
-    other = ranker(calibration=model.config.calibration)
-    fit(other, batch(), epochs=1)
-    other.load_weights(tmp_path / "model.weights.h5")
+    tf.train.Checkpoint(layers=list(model.layers)).write(str(tmp_path / "weights"))
+    other = Ranker.from_description(json.loads(json.dumps(model.description())), SPEC)
+    tf.train.Checkpoint(layers=list(other.layers)).read(str(tmp_path / "weights")).assert_consumed()
+    assert other.description() == model.description()
     for expected, found in zip(model.predictions(model(batch())), other.predictions(other(batch())), strict=True):
         np.testing.assert_array_equal(expected, found)
+
+
+def test_missing_vocabularies_and_quantiles_are_named():
+    with pytest.raises(ConfigError, match="vocabulary of id space 'page', found clicked_video"):
+        Ranker(RankerConfig(), SPEC, {"clicked_video": 3}, QUANTILES, LABELS)
+    with pytest.raises(ConfigError, match="quantiles of feature 'watch_count', found none"):
+        Ranker(RankerConfig(), SPEC, SIZES, {}, LABELS)
 
 
 def test_served_odds_are_bounded():

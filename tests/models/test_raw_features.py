@@ -43,6 +43,7 @@ SPEC = FeatureSpec(
         bag("watched", "history.watched_video_ids", "clicked_video", 4),
         bag("watched_long", "history.watched_video_ids", "video", 50),
         one("last", "history.last_watched_video_id", "clicked_video"),
+        bag("shown", "history.shown_video_ids", "clicked_video", 3),
         bag("tokens", "history.search_tokens", "search_token", 5),
         bag("last_tokens", "history.last_search_tokens", "search_token", 5),
         one("seed", "request.seed_video_id", "clicked_video"),

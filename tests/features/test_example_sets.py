@@ -17,7 +17,8 @@ from features.example_sets import CandidateExamplesJob, RankingExamplesJob, buil
 from features.leakage import check_leakage
 from features.shards import ShardConfig, write_shards
 from features.splits import Part
-from tests.features.example_logs import START_US, Run, build_here, platform, split_of, table
+from features.vocabulary import Vocabulary
+from tests.features.example_logs import START_US, Run, build_here, platform, split_of, table, vocabularies
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +119,19 @@ def test_refitting_counts_the_example_age_from_the_end_of_validation(sets: dict[
     alone = list(examples.batches(files, ["example_age"], refit=True))
     assert alone[0].schema.names == ["example_age"]
     assert sum(len(batch) for batch in alone) == len(rows)
+
+
+def test_refitting_leaves_out_labels_that_are_out_of_vocabulary(run: Run, tmp_path: Path) -> None:
+    few = Run(tmp_path / "run", run.tables, run.split)
+    made = vocabularies(run.tables, run.split, run.specs)
+    made["video"] = Vocabulary(made["video"].ids[:20], made["video"].counts[:20])
+    few.publish_features(made)
+    examples = ExampleSet(build_here(jobs(run)[0], few, tmp_path / "set"))
+    files = examples.files(Part.VALIDATION)
+    labels = examples.read(Part.VALIDATION)["label"].to_numpy()
+    assert (labels == 0).any()
+    refit = [batch["label"].to_numpy() for batch in examples.batches(files, ["label"], refit=True)]
+    assert np.concatenate(refit).tolist() == labels[labels > 0].tolist()
 
 
 def test_a_set_without_training_examples_is_refused_and_not_published(run: Run, tmp_path: Path) -> None:

@@ -35,8 +35,13 @@ class TwoTowerConfig(Settings):
     depth: int = Field(default=2, ge=0, le=8, description="hidden ReLU layers; 0 is one linear layer (section 3.5)")
     widths: tuple[int, ...] | None = Field(
         default=None,
-        description="widths of the hidden layers, bottom first, the last equal to dimension; "
+        description="widths of the hidden layers, bottom first, the last equal to dimension (unless `projection`); "
         "default: dimension on top, doubling downwards (2048, 1024, 512, 256 for depth 4 and dimension 256)",
+    )
+    projection: bool = Field(
+        default=False,
+        description="end in a linear layer above the ReLU layers, so that query vectors have both signs; the paper "
+        "ends in the last ReLU layer. Needed where output embeddings start from co-watches",
     )
     large_id_spaces: tuple[str, ...] = Field(
         default=("video", "search_token"), description="id spaces embedded with `dimension` floats each"
@@ -68,7 +73,7 @@ class TwoTowerConfig(Settings):
     @model_validator(mode="after")
     def _widths_fit(self) -> Self:
         if self.widths is not None and (
-            len(self.widths) != self.depth or self.widths[-1:] not in ((), (self.dimension,))
+            len(self.widths) != self.depth or (not self.projection and self.widths[-1:] not in ((), (self.dimension,)))
         ):
             raise ValueError(
                 f"widths {self.widths} do not fit depth {self.depth} and dimension {self.dimension}: "
@@ -81,7 +86,14 @@ class TwoTowerConfig(Settings):
         """Widths of the ReLU layers, bottom first; empty for depth 0."""
         if self.widths is not None:
             return self.widths
-        return tuple(self.dimension * 2**above for above in reversed(range(self.depth)))
+        top = self.dimension * 2 if self.projection else self.dimension
+        return tuple(top * 2**above for above in reversed(range(self.depth)))
+
+    @property
+    def layers(self) -> tuple[tuple[int, str | None], ...]:
+        """Width and activation of every layer of the query tower, bottom first."""
+        hidden = tuple((width, "relu") for width in self.hidden_widths)
+        return (*hidden, (self.dimension, None)) if self.projection or not hidden else hidden
 
 
 class VideoTower(tf_keras.layers.Layer):
@@ -186,8 +198,8 @@ class TwoTower(CandidateGenerator):
         self.input_dropout = tf_keras.layers.Dropout(config.dropout)
         width = sum(self._width(feature.name) for feature in self.inputs_of_tower)
         self.hidden = []
-        for units in config.hidden_widths or (config.dimension,):
-            layer = tf_keras.layers.Dense(units, activation="relu" if config.depth else None)
+        for units, activation in config.layers:
+            layer = tf_keras.layers.Dense(units, activation=activation)
             layer.build((None, width))
             self.hidden.append(layer)
             width = units
@@ -243,7 +255,10 @@ class TwoTower(CandidateGenerator):
         Args:
           video_vectors: float32 `[num_classes + 1, dimension]`, row 0 zero.
         """
-        tables = [self.video_table, *(table for space, table in self.embeddings.tables.items() if space == "video")]
+        tables = [
+            self.video_tower.video_table,
+            *(table for space, table in self.embeddings.tables.items() if space == "video"),
+        ]
         for table in tables:
             table.embeddings.assign(video_vectors)
 

@@ -2,9 +2,12 @@
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from features.errors import DataError
+from features.spec import Feature, FeatureSpec, Kind, Side
 from models.co_watch_embeddings import CoWatchConfig, co_watch_embeddings, entries_of_bags
+from models.two_tower import TwoTower, TwoTowerConfig
 
 
 def blocks(num_users: int = 40, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -63,3 +66,12 @@ def test_entries_name_the_user_of_every_item() -> None:
     users, rows = entries_of_bags(np.array(["b", "a", "b"]), bags)
     assert users.tolist() == [1, 1, 1, 1, 0, 1]
     assert rows.tolist() == [5, 6, 7, 1, 2, 3]
+
+
+def test_a_two_tower_model_starts_from_them_on_both_sides() -> None:
+    watched = Feature("watched", Kind.CATEGORICAL, Side.QUERY, "history.watched_video_ids", "video", 5)
+    model = TwoTower(TwoTowerConfig(dimension=4, depth=0), FeatureSpec((watched,)), {"video": 20})
+    vectors = co_watch_embeddings(*blocks(), 20, 4, CoWatchConfig())
+    model.start_from(vectors)
+    np.testing.assert_array_equal(model.class_embeddings(tf.range(1, 21)), vectors[1:])
+    np.testing.assert_array_equal(model.embeddings(watched, tf.constant([[3, 0, 0, 0, 0]])), vectors[3:4])

@@ -56,6 +56,11 @@ class TrainingConfig(Settings):
     steps_per_execution: int = Field(default=1, ge=1, description="steps between two looks at the callbacks")
     strategy: StrategyName = StrategyName.ONE_DEVICE
     tpu_address: str = Field(default="", description="of the TPU system; empty for one attached to this machine")
+    min_shard_kib: int = Field(
+        default=256,
+        ge=1,
+        description="parameter servers: the least size of a part of a variable",
+    )
     patience: int | None = Field(
         default=2, ge=1, description="epochs without a better validation metric before training stops; null never"
     )
@@ -125,7 +130,7 @@ def train(
       The model and its history.
     """
     started = time.perf_counter()
-    strategy = make_strategy(config.strategy, config.tpu_address)
+    strategy = make_strategy(config.strategy, config.tpu_address, config.min_shard_kib << 10)
     identity = {"config": config.model_dump(mode="json"), "rows": columns.rows, "paths": list(map(str, columns.paths))}
     run = _Run(strategy, config, Path(work) / fingerprint(identity)[:16], transform)
     first = run.fit("fit", build, columns, config.epochs, evaluate, monitor)

@@ -35,8 +35,13 @@ class Processes:
         self._running: list[subprocess.Popen] = []
 
     def start(self, *arguments: str, task: dict | None = None) -> subprocess.Popen:
-        environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "2"}
-        environment.pop("TF_CONFIG", None)
+        environment = {
+            **{name: value for name, value in os.environ.items() if name != "TF_CONFIG"},
+            "CUDA_VISIBLE_DEVICES": "",
+            "PYTHONPATH": str(ROOT),
+            "TF_CPP_MIN_LOG_LEVEL": "2",
+            "TF_USE_LEGACY_KERAS": "1",  # TensorFlow is imported first there
+        }
         if task:
             environment["TF_CONFIG"] = json.dumps(task)
         with (self._folder / f"process-{len(self._running)}.log").open("wb") as log:
@@ -95,8 +100,7 @@ def check(results: Path, examples: ExampleSet) -> dict:
     summary = json.loads((results / "summary.json").read_text())
     history = summary["history"]
     assert history["cross_entropy"][-1] < history["cross_entropy"][0] - 0.2
-    assert len(summary["zero_rows"]) >= 4
-    assert summary["zero_rows"][0]
+    assert summary["zero_rows"] == [True] * 4  # region and video of the query side, video and topic of the other
     validation = ExampleColumns(examples, (Part.VALIDATION,), ("label", "weight"))
     metrics = retrieval_map(load_candidate_generator(results / "model"), validation)
     assert metrics["MAP@20"] == pytest.approx(max(history["MAP@20"]), rel=1e-3)
@@ -106,8 +110,7 @@ def check(results: Path, examples: ExampleSet) -> dict:
 
 def test_mirrored_over_two_devices(examples: ExampleSet, processes: Processes, tmp_path: Path):
     processes.finish(processes.start(StrategyName.MIRRORED, str(examples.folder), str(tmp_path / "results")))
-    summary = check(tmp_path / "results", examples)
-    assert all(summary["zero_rows"])
+    check(tmp_path / "results", examples)
 
 
 def test_two_multi_worker_processes(examples: ExampleSet, processes: Processes, tmp_path: Path):
@@ -123,8 +126,7 @@ def test_two_multi_worker_processes(examples: ExampleSet, processes: Processes, 
     ]
     for worker in workers:
         processes.finish(worker)
-    summary = check(tmp_path / "results", examples)
-    assert all(summary["zero_rows"])
+    check(tmp_path / "results", examples)
 
 
 def test_a_parameter_server_training_survives_a_killed_worker(
@@ -156,6 +158,6 @@ def test_a_parameter_server_training_survives_a_killed_worker(
     workers[1].wait()
     start_server("worker", 1)
     processes.finish(coordinator)
-    check(results, examples)
+    assert check(results, examples)["shards"] == [1, 2, 2, 1]  # the two video tables lie on both servers
     assert len(epochs.read_text().splitlines()) == 8
     assert np.isfinite(json.loads((results / "summary.json").read_text())["history"]["loss"]).all()

@@ -8,8 +8,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-
-import models  # noqa: F401, I001 - selects Keras 2 before TensorFlow is imported
 import tensorflow as tf
 
 from features.example_reader import ExampleSet
@@ -48,7 +46,13 @@ def run(strategy: StrategyName, examples: ExampleSet, results: Path) -> None:
     counts = np.bincount(columns.read()["label"], minlength=VIDEOS + 1)[1:]
     epochs, steps = (8, 30) if strategy == StrategyName.PARAMETER_SERVER else (3, None)
     config = TrainingConfig(
-        epochs=epochs, steps_per_epoch=steps, batch_size=128, learning_rate=0.01, strategy=strategy, patience=None
+        epochs=epochs,
+        steps_per_epoch=steps,
+        batch_size=128,
+        learning_rate=0.01,
+        strategy=strategy,
+        patience=None,
+        min_shard_kib=1,  # the video tables have 4 KiB
     )
 
     def evaluate(model: TwoTower) -> dict[str, float]:
@@ -66,12 +70,13 @@ def run(strategy: StrategyName, examples: ExampleSet, results: Path) -> None:
         evaluate,
         "MAP@20",
     )
-    rows = [np.asarray(w) for w in result.model.trainable_weights if "embeddings" in w.name]
+    model = result.model
+    tables = [*model.embeddings.tables.values(), model.video_tower.video_table]
+    tables += model.video_tower.attribute_tables.values()
     summary = {
         "history": result.history,
-        "variables": len(result.model.trainable_weights),
-        "zero_rows": [bool((table[0] == 0).all()) for table in rows],
-        "chief": result.chief,
+        "shards": [len(getattr(table.embeddings, "variables", [0])) for table in tables],
+        "zero_rows": [not np.asarray(tf.convert_to_tensor(table.embeddings))[0].any() for table in tables],
     }
     if result.chief:
         save_model(results / "model", result.model, "two_tower", result.history, {})

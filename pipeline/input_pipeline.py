@@ -294,8 +294,8 @@ def finished(dataset: tf.data.Dataset, config: InputConfig, transform: Transform
 def dataset_options() -> tf.data.Options:
     """Options of every dataset of ours.
 
-    Autotuning is off: its model thread wakes up at growing intervals and a training run ends only when it has, up to
-    20 seconds after the last step. Sharding is done by `ExampleColumns.for_reader`.
+    Autotuning is off: one generator makes the batches and prefetching is bounded, so there is nothing to tune, and a
+    finished `fit` need not wait for its background thread. Sharding is done by `ExampleColumns.for_reader`.
     """
     options = tf.data.Options()
     options.autotune.enabled = False

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from features.artifacts import read_manifest
 from features.errors import ArtifactError
+from features.feature_lists import Model
 from features.spec import Feature, FeatureSpec, Side, read_specs
 from features.splits import Part, Split
 
@@ -33,7 +34,7 @@ class ExampleSet:
         self.manifest: Mapping[str, Any] = read_manifest(folder)
         if self.manifest.get("kind") != "examples":
             raise ArtifactError(f"{folder}: expected an example set, found {self.manifest.get('kind')!r}")
-        self.model: str = self.manifest["model"]
+        self.model: Model = self.manifest["model"]
         self.spec: FeatureSpec = read_specs(self.folder / SPEC)[self.model]
         self.split = Split.from_json(self.manifest["split"])
 

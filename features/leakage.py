@@ -19,6 +19,7 @@ from features.encoding import Encoder, load_encoder
 from features.errors import LeakageError
 from features.event_windows import ORDER_ONLY
 from features.example_reader import ExampleSet
+from features.leakage_reference import Lookups
 from features.leakage_samples import Sample, readable
 from features.settings import Settings
 from features.shards import num_shards, read_rows, shard_columns, times_us
@@ -65,9 +66,10 @@ def check_leakage(examples: Path, shards: Path, features: Path, config: LeakageC
         check_t_max(stored, shards)
     checked = {part.folder: 0 for part in PARTS}
     values = 0
+    lookups = Lookups(encoder)
     for part in PARTS:
         for shard, sample in _samples(stored, part, num_shards(shards), config):
-            values += Sample(stored, part, shards, shard, sample, encoder).check()
+            values += Sample(stored, part, shards, shard, sample, encoder, lookups).check()
             checked[part.folder] += len(sample)
     return LeakageReport(checked, values)
 

@@ -16,7 +16,7 @@ from features.errors import LeakageError
 from features.event_windows import ORDER_ONLY
 from features.example_features import FeatureColumns, Histories, RequestRows
 from features.example_reader import ExampleSet
-from features.feature_lists import OUTCOMES, FeatureListConfig
+from features.feature_lists import OUTCOMES, FeatureListConfig, request_table, source_columns
 from features.leakage_reference import Lookups, PlainRequest, Row, reference_hour, reference_value
 from features.shards import make_shard, read_rows, times_us
 from features.spec import Feature
@@ -35,10 +35,18 @@ class Sample:
       shard: the number of the shard.
       sample: rows of the set.
       encoder: looks up ids.
+      lookups: the same as dictionaries.
     """
 
     def __init__(
-        self, stored: ExampleSet, part: Part, shards: Path, shard: int, sample: pa.Table, encoder: Encoder
+        self,
+        stored: ExampleSet,
+        part: Part,
+        shards: Path,
+        shard: int,
+        sample: pa.Table,
+        encoder: Encoder,
+        lookups: Lookups,
     ) -> None:
         self._stored, self._part, self._sample, self._encoder = stored, part, sample, encoder
         self._ranks = stored.model == "ranker"
@@ -47,11 +55,13 @@ class Sample:
         self._users = sample["user_id"].to_pylist()
         self._videos = sample["video_id" if self._ranks else "label_video_id"].to_pylist()
         self._times = sample["timestamp" if self._ranks else "label_timestamp"].cast(pa.int64()).to_pylist()
-        self._logs = {name: self._log(shards, shard, name) for name in (*_EVENTS, "users")}
+        needed = {table for feature in self._features for table, _ in source_columns(feature, stored.model)}
+        needed.add(request_table(stored.model))
+        self._logs = {name: self._log(shards, shard, name) for name in (*_EVENTS, "users") if name in needed}
         self._rows: dict[str, dict[str, list[tuple[int, Row]]]] = {
             name: _by_user(log) for name, log in self._logs.items() if log is not None
         }
-        self._lookups = Lookups(encoder)
+        self._lookups = lookups
 
     def _log(self, shards: Path, shard: int, name: str) -> pa.Table | None:
         rows = read_rows(shards, name, shard)

@@ -24,8 +24,9 @@ class CalibrationConfig(Settings):
 
     # Bins of equal count; 1 is one factor for all. More bins follow the curve closer and average fewer impressions.
     bins: int = Field(default=10, ge=1)
-    # Fewer bins are used where one would hold less than this many impressions.
-    min_impressions_per_bin: int = Field(default=1000, ge=1)
+    # Fewer bins are used where one would hold less than this many watched impressions on average: a bin's mean watch
+    # time is as uncertain as its few watches are different.
+    min_watched_per_bin: int = Field(default=250, ge=1)
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def fit_watch_time_calibration(
         )
     order = np.argsort(x, kind="stable")
     x, y, w = x[order], y[order], w[order]
-    bins = max(1, min(config.bins, len(x) // config.min_impressions_per_bin))
+    bins = max(1, min(config.bins, int(np.count_nonzero(y > 0)) // config.min_watched_per_bin))
     starts = np.linspace(0, len(x), bins, endpoint=False).astype(np.int64)
     # Bins of equal float32 expectation are one: the layer could not tell them apart.
     means = (np.add.reduceat(w * x, starts) / np.add.reduceat(w, starts)).astype(np.float32)

@@ -14,7 +14,7 @@ from models.calibration import (
 
 
 def config(bins: int) -> CalibrationConfig:
-    return CalibrationConfig(bins=bins, min_impressions_per_bin=1)
+    return CalibrationConfig(bins=bins, min_watched_per_bin=1)
 
 
 def test_one_bin_is_the_ratio_of_the_totals():
@@ -67,6 +67,14 @@ def test_the_layer_computes_what_numpy_computes(bins):
     layer.assign(points)
     values = np.concatenate([random.lognormal(2, 3, 3000), points.raw_s, [1e-3, 1e5]]).reshape(-1, 1, 1)
     np.testing.assert_allclose(layer(tf.constant(values, tf.float32)), points.apply(values), rtol=1e-5)
+
+
+def test_few_watches_make_few_bins():
+    expected, watched = np.arange(1.0, 101.0), np.zeros(100)
+    watched[::4] = 40.0  # 25 of 100 are watched
+    points = fit_watch_time_calibration(expected, watched, CalibrationConfig(bins=10, min_watched_per_bin=9))
+    assert len(points.raw_s) <= 2
+    assert len(fit_watch_time_calibration(expected, watched, CalibrationConfig()).raw_s) == 1
 
 
 def test_the_layer_is_the_identity_before_it_is_fitted():

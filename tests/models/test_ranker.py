@@ -229,7 +229,7 @@ def test_down_sampled_negatives_do_not_move_the_odds():
 
 
 def test_calibration_makes_totals_agree_and_leaves_the_scores_alone():
-    model = ranker(calibration=CalibrationConfig(bins=4, min_impressions_per_bin=10))
+    model = ranker(calibration=CalibrationConfig(bins=4, min_watched_per_bin=10))
     data = batch(400)
     before = model.predictions(model(data))
     model.calibrate(tf.data.Dataset.from_tensor_slices(data).batch(64))
@@ -244,7 +244,7 @@ def test_calibration_makes_totals_agree_and_leaves_the_scores_alone():
 
 
 def test_ranker_is_rebuilt_from_its_description_and_weights(tmp_path):
-    model = ranker(calibration=CalibrationConfig(bins=4, min_impressions_per_bin=10), objective=Objective.UNWEIGHTED)
+    model = ranker(calibration=CalibrationConfig(bins=4, min_watched_per_bin=10), objective=Objective.UNWEIGHTED)
     model.calibrate([batch(400)])
     tf.train.Checkpoint(layers=list(model.layers)).write(str(tmp_path / "weights"))
     other = Ranker.from_description(json.loads(json.dumps(model.description())), SPEC)

@@ -1,7 +1,6 @@
 """What happens during training besides the steps: progress, evaluation with early stopping, checkpoints."""
 
 import json
-import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -14,6 +13,7 @@ import tf_keras
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from features.errors import ConfigError
 from pipeline.model_folder import weights_checkpoint
 
 Evaluate = Callable[[], dict[str, float]]
@@ -111,17 +111,25 @@ class Validation(tf_keras.callbacks.Callback):
       monitor: the metric that decides.
       patience: epochs without a better value before training stops; None never stops.
       folder: where the best weights are kept during training.
+      chief: whether this process keeps them; a further worker ends with the weights of the last epoch.
     """
 
-    def __init__(self, evaluate: Evaluate, monitor: str, patience: int | None, folder: Path) -> None:
+    def __init__(
+        self, evaluate: Evaluate, monitor: str, patience: int | None, folder: Path, chief: bool = True
+    ) -> None:
         super().__init__()
         self._evaluate = evaluate
         self._monitor = monitor
         self._patience = patience
-        self._prefix = str(folder / "best")
-        folder.mkdir(parents=True, exist_ok=True)
+        self._folder = folder
+        self._chief = chief
         self.best_epoch = 0  # 1 is the first; 0: none yet
         self.best_value = -np.inf
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        # Not sooner: until the epoch's checkpoint was written, a killed run goes back to the best before.
+        if self._chief:
+            _remove_others(self._folder, "best-", self._best)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         metrics = self._evaluate()
@@ -129,43 +137,57 @@ class Validation(tf_keras.callbacks.Callback):
             logs.update(metrics)
         if metrics[self._monitor] > self.best_value:
             self.best_epoch, self.best_value = epoch + 1, metrics[self._monitor]
-            weights_checkpoint(self.model).write(self._prefix)
+            if self._chief:
+                weights_checkpoint(self.model).write(str(self._folder / self._best))
         elif self._patience is not None and epoch + 1 - self.best_epoch >= self._patience:
             self.model.stop_training = True
 
     def restore_best(self) -> None:
-        """Puts the weights of the best epoch back."""
-        if self.best_epoch:
-            weights_checkpoint(self.model).read(self._prefix).assert_consumed()
+        """Puts the weights of the best epoch back.
+
+        Raises:
+          ConfigError: no epoch had a metric that is a number.
+        """
+        if not self.best_epoch:
+            raise ConfigError(
+                f"training: expected {self._monitor} to be a number in some epoch, found none; training diverged, "
+                "lower its learning_rate"
+            )
+        if self._chief:
+            weights_checkpoint(self.model).read(str(self._folder / self._best)).assert_consumed()
+
+    @property
+    def _best(self) -> str:
+        return f"best-{self.best_epoch}"
 
 
 class Resume(tf_keras.callbacks.Callback):
     """A checkpoint of model, optimizer, history and validation after each epoch, from which a killed run goes on.
 
     Args:
-      folder: of the checkpoints; removed by `done`.
+      folder: of the checkpoints, read by all processes.
       validation: whose state is kept too, or None.
-      chief: whether this process is the one whose checkpoints are read again.
+      chief: whether this process writes them.
     """
 
     STATE = "state.json"
 
     def __init__(self, folder: Path, validation: Validation | None, chief: bool = True) -> None:
         super().__init__()
-        self._folder = folder if chief else folder / "other-workers"
-        self._read_folder = folder
+        self._folder = folder
+        self._chief = chief
         self._validation = validation
         self.history: dict[str, list[float]] = {}
 
     def restore(self, model: tf_keras.Model) -> int:
         """Puts back what the last whole checkpoint holds and returns the number of epochs done."""
-        state_file = self._read_folder / self.STATE
+        state_file = self._folder / self.STATE
         if not state_file.is_file():
             return 0
         state = json.loads(state_file.read_text())
         model.optimizer.build(model.trainable_variables)
         checkpoint = tf.train.Checkpoint(weights=weights_checkpoint(model), optimizer=model.optimizer)
-        checkpoint.read(str(self._read_folder / state["checkpoint"])).assert_existing_objects_matched()
+        checkpoint.read(str(self._folder / state["checkpoint"])).assert_existing_objects_matched()
         self.history = state["history"]
         if self._validation is not None:
             self._validation.best_epoch = state["best_epoch"]
@@ -175,6 +197,8 @@ class Resume(tf_keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         for name, value in (logs or {}).items():
             self.history.setdefault(name, []).append(float(np.mean(value)))
+        if not self._chief:
+            return
         name = f"epoch-{epoch + 1}"
         self._folder.mkdir(parents=True, exist_ok=True)
         tf.train.Checkpoint(weights=weights_checkpoint(self.model), optimizer=self.model.optimizer).write(
@@ -192,15 +216,16 @@ class Resume(tf_keras.callbacks.Callback):
         temporary = self._folder / f".{self.STATE}"
         temporary.write_text(json.dumps(state))
         temporary.replace(self._folder / self.STATE)
-        for path in self._folder.glob("epoch-*"):
-            if not path.name.startswith(f"{name}."):
-                path.unlink()
+        _remove_others(self._folder, "epoch-", name)
 
     def stopped(self) -> bool:
         """Whether the run that left the checkpoint had come to its end."""
-        state_file = self._read_folder / self.STATE
+        state_file = self._folder / self.STATE
         return state_file.is_file() and bool(json.loads(state_file.read_text())["stopped"])
 
-    def done(self) -> None:
-        """Removes the checkpoints."""
-        shutil.rmtree(self._folder, ignore_errors=True)
+
+def _remove_others(folder: Path, start: str, kept: str) -> None:
+    """Removes the files of all checkpoints whose name has that start, but for one."""
+    for path in folder.glob(f"{start}*"):
+        if not path.name.startswith(f"{kept}."):
+            path.unlink()

@@ -79,7 +79,7 @@ class Trained:
     """A trained model and how it came about.
 
     Args:
-      model: with the weights of the best epoch (of the last, where there is no validation).
+      model: with the weights of the best epoch (of the last, where there is no validation, and in further workers).
       history: metric -> value by epoch, of the run that chose the number of epochs.
       epochs: number of epochs the model was trained for.
       examples_per_second: median over epochs, without tracing and evaluation.
@@ -182,8 +182,7 @@ class _Run:
 
         validation = None
         if evaluate is not None:
-            best_folder = folder if chief else folder / "other-workers"
-            validation = Validation(lambda: evaluate(model), monitor, config.patience, best_folder)
+            validation = Validation(lambda: evaluate(model), monitor, config.patience, folder, chief)
         resume = Resume(folder / "checkpoints", validation, chief) if config.checkpoints else None
         done = resume.restore(model) if resume else 0
         progress = TrainingProgress(config.batch_size, per_step=config.strategy != StrategyName.PARAMETER_SERVER)

@@ -174,6 +174,14 @@ def test_training_stops_when_the_metric_does_not_get_better_and_keeps_the_best_w
     np.testing.assert_array_equal(result.model.video_tower.video_table.embeddings.numpy(), seen[1])
 
 
+def test_a_metric_that_is_never_a_number_is_told(
+    training_columns: ExampleColumns, negatives: Transform, tmp_path: Path
+):
+    config = TRAINING.model_copy(update={"epochs": 1, "steps_per_epoch": 1})
+    with pytest.raises(ConfigError, match="learning_rate"):
+        train(build, training_columns, config, tmp_path, negatives, lambda model: {"quality": np.nan}, "quality")
+
+
 def test_a_refit_trains_anew_on_all_parts_for_the_best_number_of_epochs(
     examples: ExampleSet, training_columns: ExampleColumns, negatives: Transform, tmp_path: Path
 ):

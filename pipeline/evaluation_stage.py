@@ -1,14 +1,16 @@
 """The stage that evaluates: generator and ranker on the test part, beside their peers and, if known, the truth."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from rich.console import RenderableType
 
 from features.artifacts import is_published, publish
 from features.example_reader import ExampleSet
+from features.history import Derivation
 from features.splits import Part
 from pipeline.evaluation.baselines.interactions import RetrievalExamples
 from pipeline.evaluation.baselines.training_watches import read_training_watches
@@ -30,7 +32,7 @@ from pipeline.evaluation.ranking_metrics import (
     Impressions,
     evaluate_ranking,
 )
-from pipeline.evaluation.retrieval_baselines import evaluate_baselines
+from pipeline.evaluation.retrieval_baselines import ALS, EASE, ITEM_KNN, BaselineResult, evaluate_baselines
 from pipeline.evaluation.retrieval_metrics import UNWATCHED, Scorer, evaluate_retrieval
 from pipeline.evaluation.tree_features import read_ranking_data
 from pipeline.input_pipeline import ExampleColumns
@@ -100,26 +102,15 @@ def evaluate_generator(run: Run) -> Findings:
     measured = {MODEL: evaluate_retrieval(lambda rows: queries[rows] @ vectors.T, test.targets, config.retrieval)}
     methods = [_figures(MODEL, measured[MODEL])]
 
-    def columns_of(ids: pa.ChunkedArray) -> np.ndarray:
-        return encoder.positions(ids.combine_chunks())
-
-    fitted_on = [
-        read_training_watches(run.tables, run.split, end_us, columns_of, videos)
-        for end_us in (run.split.validation_start_us, run.split.t0_us)
-    ]
-    if len(validation):
-        with run.console.status("Peers ...") as status:
-            for peer in evaluate_baselines(
-                fitted_on[0],
-                validation,
-                fitted_on[1],
-                test,
-                config.retrieval_baselines,
-                config.retrieval,
-                progress=lambda text: status.update(f"Peers: {text} ..."),
-            ):
-                measured[peer.method] = list(peer.measurements)
-                methods.append(peer.method_figures)
+    shown = [f.name for f in generator.spec.features if f.source == f"history.{Derivation.SHOWN_VIDEO_IDS}"]
+    for peer in _peers(run, examples, columns_of_rows, videos, []) if len(validation) else []:
+        measured[peer.method] = list(peer.measurements)
+        methods.append(peer.method_figures)
+    # Where the generator knows what was shown, peers that can use it are also run with it.
+    for peer in _peers(run, examples, columns_of_rows, videos, shown) if len(validation) and shown else []:
+        name = f"{peer.method}, shown too"
+        measured[name] = list(peer.measurements)
+        methods.append(replace(peer.method_figures, method=name))
     truth = _truth(run)
     if truth is not None:
         probabilities = _true_next_watches(truth, examples.read(Part.TEST), encoder.catalogue)
@@ -153,8 +144,60 @@ def evaluate_generator(run: Run) -> Findings:
     return Findings(methods, views, found)
 
 
+def _peers(
+    run: Run, examples: ExampleSet, columns_of_rows: np.ndarray, videos: int, shown: Sequence[str]
+) -> list[BaselineResult]:
+    """The peers on the test part, fitted on watches or, with the names of `shown` bags, on what was shown as well."""
+    config = run.config.evaluation
+    encoder = run.encoder
+    validation, test = (
+        RetrievalExamples.from_table(_with_shown(examples.read(part), shown), columns_of_rows, videos)
+        for part in (Part.VALIDATION, Part.TEST)
+    )
+    before_validation, before_test = (
+        read_training_watches(
+            run.tables,
+            run.split,
+            end_us,
+            lambda ids: encoder.positions(ids.combine_chunks()),
+            videos,
+            with_impressions=bool(shown),
+        )
+        for end_us in (run.split.validation_start_us, run.split.t0_us)
+    )
+    peers = config.retrieval_baselines
+    if shown:
+        peers = peers.model_copy(update={"methods": tuple(m for m in (ITEM_KNN, ALS, EASE) if m in peers.methods)})
+    with run.console.status("Peers ...") as status:
+        return evaluate_baselines(
+            before_validation,
+            validation,
+            before_test,
+            test,
+            peers,
+            config.retrieval,
+            progress=lambda text: status.update(f"Peers: {text} ..."),
+        )
+
+
+def _with_shown(table: pa.Table, shown: Sequence[str]) -> pa.Table:
+    """The examples with the bags `shown` put before the watches, so that the newest watch stays the last."""
+    history = "watched_video_ids"
+    bags = [table[name].combine_chunks() for name in (*shown, history)]
+    lengths = np.stack([pc.fill_null(pc.list_value_length(bag), 0).to_numpy() for bag in bags], axis=1)
+    values = np.concatenate([bag.flatten().to_numpy() for bag in bags])
+    row = np.concatenate([np.repeat(np.arange(len(table)), lengths[:, i]) for i in range(len(bags))])
+    offsets = np.concatenate([[0], np.cumsum(lengths.sum(axis=1))]).astype(np.int32)
+    joined = pa.ListArray.from_arrays(pa.array(offsets), pa.array(values[np.argsort(row, kind="stable")]))
+    return table.set_column(table.column_names.index(history), history, joined)
+
+
 def evaluate_ranker(run: Run) -> Findings:
-    """The ranker on the test part, beside gradient-boosted trees on the same features."""
+    """The ranker on the test part, beside gradient-boosted trees on the same features.
+
+    Lists are ordered as at serving: features with a fixed serving value (position) have it. Expected watch time is
+    compared with what happened where the impressions really stood, so calibration takes the logged values.
+    """
     config = run.config.evaluation
     examples = ExampleSet(run.examples(RANKER))
     spec = examples.spec
@@ -169,7 +212,8 @@ def evaluate_ranker(run: Run) -> Findings:
         CLICK_RANKER: evaluate_ranking(told["click_probability"], shown, bootstrap, told["click_probability"]),
     }
     methods = [_figures(name, figures) for name, figures in measured.items()]
-    expected = {RANKER_NAME: told["expected_watch_time_s"].astype(np.float64)}
+    logged = predictions(ranker, ExampleColumns(examples, (Part.TEST,), ()))
+    expected = {RANKER_NAME: logged["expected_watch_time_s"].astype(np.float64)}
     if config.trees is not None and examples.num_examples(Part.VALIDATION):
         with run.console.status("Gradient-boosted trees ...") as status:
             trees = fit_trees(
@@ -190,7 +234,8 @@ def evaluate_ranker(run: Run) -> Findings:
                 "seconds": round(fitted.seconds, 1),
             }
             methods.append(_figures(variant.value, measured[variant.value], settings))
-        expected |= {variant.value: seconds for variant, seconds in expected_watch_time_s(trees, test).items()}
+        as_logged = read_ranking_data(examples.folder / Part.TEST.folder, spec)
+        expected |= {variant.value: seconds for variant, seconds in expected_watch_time_s(trees, as_logged).items()}
     truth = _truth(run)
     found: dict = {}
     actual = np.where(shown.clicked, shown.watch_time_s, 0.0)

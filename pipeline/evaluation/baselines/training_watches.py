@@ -24,6 +24,7 @@ def read_training_watches(
     before_us: int,
     columns_of: Callable[[pa.ChunkedArray], np.ndarray],
     num_videos: int,
+    with_impressions: bool = False,
 ) -> Interactions:
     """Watches of training users before a moment: all but those known not to be completed, order-only history included.
 
@@ -33,6 +34,7 @@ def read_training_watches(
       before_us: `split.validation_start_us` for tuning, `split.t0_us` to fit for the test part.
       columns_of: score columns of video ids, −1 for a video that has none.
       num_videos: number of score columns.
+      with_impressions: also what was shown, as history of unknown time: it ties videos to users and is never recent.
 
     Raises:
       DataError: there is no such watch.
@@ -41,7 +43,10 @@ def read_training_watches(
     if not files:
         raise DataError(f"{tables}: no watches table; the retrieval peers are fitted on watches; run the ingest stage")
     parts = [_read(file, split, before_us) for file in files]
-    rows = pa.concat_tables([part for part, _ in parts])
+    if with_impressions:
+        shown = [_read(file, split, before_us)[0] for file in table_files(tables, "impressions")]
+        parts += [(rows, np.full(len(rows), ORDER_ONLY)) for rows in shown]
+    rows = pa.concat_tables([part for part, _ in parts], promote_options="default")
     time = np.concatenate([time for _, time in parts])
     order = np.concatenate([_order(part) for part, _ in parts])
     users = pc.dictionary_encode(rows["user_id"]).combine_chunks().indices.to_numpy(zero_copy_only=False)

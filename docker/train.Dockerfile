@@ -1,5 +1,7 @@
 # Training image. CPU:  docker build -f docker/train.Dockerfile -t upnext-train .
 #                GPU:  docker build -f docker/train.Dockerfile --build-arg EXTRA='[gpu]' -t upnext-train-gpu .
+# Run:                 docker run --rm -v upnext-runs:/home/upnext/runs upnext-train run demo --workdir runs/demo
+# GPU:                 docker run --rm --gpus all -v upnext-runs:/home/upnext/runs upnext-train-gpu run demo
 FROM python:3.12-slim
 
 ARG EXTRA=""
@@ -17,7 +19,8 @@ COPY pipeline pipeline
 COPY benchmarks benchmarks
 RUN pip install "/opt/upnext${EXTRA}"
 
-RUN useradd --create-home upnext
+# A new volume mounted at runs takes this folder's owner.
+RUN useradd --create-home upnext && install --directory --owner=upnext /home/upnext/runs
 USER upnext
 WORKDIR /home/upnext
 ENTRYPOINT ["upnext"]

@@ -30,13 +30,14 @@ def recommendations_table(found: RecommendationList, tables: Path) -> Renderable
     def told(video_id: str) -> list[str]:
         return [facts.get(video_id, {}).get(column, "") for column in titles]
 
-    watched = _table("watched, latest first", ["video", *titles])
+    watched = _table("watched, latest first", ["video"], titles)
     for video_id in found.watched:
-        watched.add_row(*map(Text, [video_id, *told(video_id)]))
-    listed = _table("up next", ["", "video", *titles, "source"], ["retrieval", "watch time", "click"])
+        watched.add_row(Text(video_id), *map(_fact, told(video_id)))
+    listed = _table("up next", ["", "video"], titles, ["source", "retrieval", "watch time", "click"])
     for place, row in enumerate(found.rows, 1):
         numbers = [f"{row.retrieval_score:.2f}", _seconds(row.expected_watch_time_s), _percent(row.click_probability)]
-        listed.add_row(*map(Text, [str(place), row.video_id, *told(row.video_id), row.source, *numbers]))
+        facts_of_row = map(_fact, told(row.video_id))
+        listed.add_row(*map(Text, [str(place), row.video_id]), *facts_of_row, *map(Text, [row.source, *numbers]))
     heading = Text.assemble(("user ", "dim"), (found.user_id, "bold"), (f" at {found.now:%Y-%m-%d %H:%M} UTC", "dim"))
     notes = [Text(note, style="yellow") for note in found.notes]
     return Group(heading, *notes, Columns([watched, listed]))
@@ -53,13 +54,20 @@ def video_facts(tables: Path, video_ids: Sequence[str]) -> dict[str, dict[str, s
     return {row["video_id"]: {c: _text(row[c]) for c in columns if row[c] is not None} for row in rows}
 
 
-def _table(title: str, columns: Sequence[str], numbers: Sequence[str] = ()) -> Table:
+def _table(title: str, ids: Sequence[str], facts: Sequence[str], figures: Sequence[str] = ()) -> Table:
+    """Ids and figures are shown whole; the facts give way where the terminal is narrow."""
     table = Table(title=title, title_justify="left", box=None, header_style="dim", padding=(0, 1))
-    for column in columns:
-        table.add_column(column, overflow="ellipsis", no_wrap=True)
-    for column in numbers:
-        table.add_column(column, justify="right", no_wrap=True)
+    for column in ids:
+        table.add_column(column, no_wrap=True)
+    for column in facts:
+        table.add_column(column)
+    for column in figures:
+        table.add_column(column, justify="left" if column == "source" else "right", no_wrap=True)
     return table
+
+
+def _fact(text: str) -> Text:
+    return Text(text, no_wrap=True, overflow="ellipsis")
 
 
 def _text(value: object) -> str:

@@ -29,11 +29,11 @@ test: lint types ## Lint, types and the whole test suite.
 quick: $(INSTALLED) ## The tests without the slow ones.
 	$(BIN)/python -m pytest -m "not slow"
 
-lint: $(INSTALLED)
+lint: $(INSTALLED) ## Style of the code (ruff).
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-types: $(INSTALLED)
+types: $(INSTALLED) ## Types (mypy).
 	$(BIN)/mypy
 
 clean: ## Removes the virtual environment, caches and runs.

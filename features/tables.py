@@ -111,6 +111,7 @@ VIDEOS = Table(
             ("duration_s", pa.float64()),
             ("language", pa.string()),
             ("topics", pa.list_(pa.string())),
+            ("available", pa.bool_()),  # false keeps a video out of the index
         ]
     ),
     partitioned=False,

@@ -91,5 +91,11 @@ class RunConfig(Settings):
     evaluation: EvaluationConfig = EvaluationConfig()
 
     @model_validator(mode="after")
-    def _refit_in_both(self) -> "RunConfig":
+    def _refit_together(self) -> "RunConfig":
+        trainings = [self.generator.training, *([self.ranker.training] if self.ranker else [])]
+        if any(training.refit != self.split.refit for training in trainings):
+            raise ValueError(
+                "split.refit and the refit of every training must be equal (vocabularies reach as far as the final "
+                "training does); set all of them to true or all to false"
+            )
         return self

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 from rich.table import Table
 
 from features.artifacts import publish, read_manifest
@@ -41,7 +42,8 @@ def export(run: Run) -> None:
         size = f"{index['videos']:,} videos, {'exact' if index['exact'] else 'ScaNN'}" if index else ""
         recall = {part: found for part, found in manifest.get("recall", {}).items() if part != "k"}
         at = manifest.get("recall", {}).get("k")
-        recalls = ", ".join(f"{part} {found['recall']:.3f}" for part, found in recall.items())
+        judged = {part: found["recall"] for part, found in recall.items() if found["recall"] is not None}
+        recalls = ", ".join(f"{part} {share:.3f}" for part, share in judged.items())
         parity = ", ".join(f"{key} {value:,}" for key, value in manifest["parity"].items())
         view.add_row(name, size, f"@{at}: {recalls}" if recalls else "", parity)
     run.console.print(view)
@@ -84,6 +86,7 @@ def _export_generator(run: Run) -> list[Path]:
         np.array(encoder.catalogue["video_id"].to_pylist(), object),
         catalogue_vectors(generator, encoder.catalogue),
         watches,
+        _available(encoder.catalogue),
     )
     columns = ExampleColumns(ExampleSet(run.examples(GENERATOR)), (_part(run, GENERATOR),), (LABEL,))
     return list(
@@ -98,6 +101,13 @@ def _export_generator(run: Run) -> list[Path]:
             _provenance(run, GENERATOR_FOLDER),
         ).values()
     )
+
+
+def _available(catalogue: pa.Table) -> np.ndarray | None:
+    """bool `[videos]`: all but those that the table of videos says are not available; None where it does not say."""
+    if "available" not in catalogue.column_names:
+        return None
+    return catalogue["available"].to_numpy() != 0  # NaN: not known to be unavailable
 
 
 def _export_ranker(run: Run) -> Path:

@@ -9,7 +9,6 @@ from rich.table import Table
 
 from features.analysis import read_quantiles
 from features.artifacts import read_manifest
-from features.errors import DataError
 from features.example_reader import ExampleSet
 from features.spec import Kind
 from features.splits import Part
@@ -26,7 +25,7 @@ from pipeline.model_folder import save_model
 from pipeline.ranking_validation import validation_loss
 from pipeline.retrieval_validation import retrieval_map
 from pipeline.run import GENERATOR, RANKER, Run
-from pipeline.training import Trained, TrainingConfig, train
+from pipeline.training import Trained, train
 from pipeline.vectors import padded_rows
 
 GENERATOR_FOLDER = "models/two_tower"
@@ -37,7 +36,7 @@ def train_generator(run: Run) -> None:
     """Publishes `models/two_tower`."""
     config = run.config.generator
     examples = ExampleSet(run.examples(GENERATOR))
-    columns = _Columns(examples, (LABEL, WEIGHT), config.training)
+    columns = _Columns(examples, (LABEL, WEIGHT))
     sizes = vocabulary_sizes(run)
     attributes = class_attributes(run)
     start = _co_watch_start(examples, sizes["video"], config.model.dimension, config.co_watch_start)
@@ -66,7 +65,7 @@ def train_ranker(run: Run) -> None:
     assert run.config.ranker is not None
     config = run.config.ranker
     examples = ExampleSet(run.examples(RANKER))
-    columns = _Columns(examples, (CLICKED, WATCH_TIME_S, WEIGHT), config.training)
+    columns = _Columns(examples, (CLICKED, WATCH_TIME_S, WEIGHT))
     validation = columns.validation
     labels = label_statistics(examples, config.model.negative_keep_rate)
     quantiles = read_quantiles(run.features / "quantiles" / "quantiles.json")
@@ -94,24 +93,15 @@ def train_ranker(run: Run) -> None:
 
 
 class _Columns:
-    """Training, validation and both together; the last two are None where the set has no validation examples.
+    """Training, validation and both together; the last two are None where the set has no validation examples."""
 
-    Raises:
-      DataError: a refit is configured and there is no validation example.
-    """
-
-    def __init__(self, examples: ExampleSet, extra: tuple[str, ...], config: TrainingConfig) -> None:
+    def __init__(self, examples: ExampleSet, extra: tuple[str, ...]) -> None:
         self.train = ExampleColumns(examples, (Part.TRAIN,), extra)
         self.validation: ExampleColumns | None = None
         self.together: ExampleColumns | None = None
         if examples.num_examples(Part.VALIDATION):
             self.validation = ExampleColumns(examples, (Part.VALIDATION,), extra)
             self.together = ExampleColumns(examples, (Part.TRAIN, Part.VALIDATION), extra, refit=True)
-        elif config.refit:
-            raise DataError(
-                f"{examples.folder}: training.refit needs validation examples, found none; "
-                "raise split.validation_days or set refit to false"
-            )
 
 
 def vocabulary_sizes(run: Run) -> dict[str, int]:

@@ -65,7 +65,7 @@ class TrainingConfig(Settings):
         default=2, ge=1, description="epochs without a better validation metric before training stops; null never"
     )
     refit: bool = Field(
-        default=False,
+        default=True,
         description="after the number of epochs is found, train anew on training and validation part together",
     )
     checkpoints: bool = Field(default=True, description="keep what a killed run needs to go on, after each epoch")

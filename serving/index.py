@@ -1,4 +1,4 @@
-"""The nearest-neighbour index of the candidate generator (Covington et al. 2016, section 3.4 "serving").
+"""The nearest-neighbour index of the candidate generator (Covington et al. 2016, section 3.1 "serving").
 
 At serving the softmax is not needed: the k best videos are the k largest dot products between the query vector and
 the video vectors. Up to a size that is done exactly; above it by ScaNN (anisotropic hashing, above another size with

@@ -1,6 +1,6 @@
 """The retrieval SavedModel: raw features in, the k nearest videos out.
 
-Covington et al. 2016, section 3.4: query tower and nearest-neighbour index in one graph. Watched and excluded videos
+Covington et al. 2016, section 3.1: query tower and nearest-neighbour index in one graph. Watched and excluded videos
 are removed before the cut, so that k columns are k videos a user may be shown.
 """
 

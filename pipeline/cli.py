@@ -2,17 +2,17 @@
 
 import os
 import sys
+import traceback
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
 
-from features.errors import UpnextError
-
 app = typer.Typer(
     name="upnext",
     help="YouTube's published recommenders on your own platform's logs.",
+    epilog="UPNEXT_TRACEBACK=1 in the environment shows the traceback of an error beside its message.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -30,22 +30,41 @@ WorkdirOption = Annotated[
 ]
 BEAM_HELP = "Options after `--` go to Apache Beam as they are, such as `-- --runner=DataflowRunner --project=...`."
 BEAM_CONTEXT = {"allow_extra_args": True}
+INTERRUPTED = 130
 
 
 def main() -> None:
-    """Entry point: errors a user can act on are one line and exit code 1, never a traceback."""
-    errors = Console(stderr=True, soft_wrap=True, highlight=False)
+    """Entry point: an error is one line and exit code 1, an interruption one line and 130, never a traceback."""
     try:
         app()
-    except UpnextError as error:
-        errors.print("[bold red]error:[/bold red] ", end="")
-        errors.print(" ".join(str(error).split()), markup=False)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        errors.print("[bold red]interrupted:[/bold red] run the same command again to continue")
-        sys.exit(130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except KeyboardInterrupt:
+        _interrupted()
+    except SystemExit as ended:
+        if ended.code == INTERRUPTED:  # what Typer makes of an interruption
+            _interrupted()
+        raise
+    except Exception as error:
+        from pipeline.failures import TRACEBACK, one_line
+
+        if os.environ.get(TRACEBACK):
+            traceback.print_exception(error)
+        _say("error:", one_line(error))
+        sys.exit(1)
+
+
+def _interrupted() -> NoReturn:
+    _say("interrupted:", "run the same command again to continue")
+    sys.stdout.flush()
+    # Threads of libraries would keep the process until their work is done.
+    os._exit(INTERRUPTED)
+
+
+def _say(what: str, message: str) -> None:
+    errors = Console(stderr=True, soft_wrap=True, highlight=False)
+    errors.print(f"[bold red]{what}[/bold red] ", end="")
+    errors.print(message, markup=False)
 
 
 def _console() -> Console:

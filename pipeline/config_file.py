@@ -57,7 +57,10 @@ def _text_of(name: str) -> tuple[str, str]:
     if name in builtin_names() and not path.is_file():
         return (resources.files("pipeline") / "configs" / f"{name}.yaml").read_text(encoding="utf-8"), f"{name}.yaml"
     if path.is_file():
-        return path.read_text(encoding="utf-8"), str(path)
+        try:
+            return path.read_text(encoding="utf-8"), str(path)
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path}: expected a YAML file in UTF-8, cannot read it ({error})") from error
     near = difflib.get_close_matches(name, builtin_names(), n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise ConfigError(f"configuration {name!r}: no such file, and not one of {', '.join(builtin_names())}{hint}")

@@ -11,14 +11,15 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from features.artifacts import publish
+from features.artifacts import MANIFEST, publish, read_manifest
 from features.errors import ConfigError
 from features.tables import read_table
 from pipeline import config_file, data_stages, evaluation_stage, export_stage, model_stages
 from pipeline.config import RunConfig
+from pipeline.quiet_start import find_devices
 from pipeline.run import Run
 from pipeline.sources.simulator import SimulatorConfig, simulate
-from pipeline.stages import Stage, durations, execute, locked
+from pipeline.stages import Stage, damage_named, durations, execute, locked
 from serving.recommend import Recommender
 from serving.recommendations_table import recommendations_table
 
@@ -162,6 +163,7 @@ def run_funnel(
     config = config_file.read(RunConfig, name, overrides)
     folder = workdir or Path("runs") / config.name
     run = Run(folder, config, tuple(beam_options), console)
+    find_devices()
     with locked(folder):
         (folder / CONFIG).write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
         console.print(f"[bold]{config.name}[/bold] in {folder}")
@@ -207,9 +209,14 @@ def recommend_from(
     if not (workdir / CONFIG).is_file():
         raise ConfigError(f"{workdir}: expected a run's folder with {CONFIG}, found none; run `upnext run` first")
     config = config_file.read(RunConfig, str(workdir / CONFIG))
-    recommender = Recommender(workdir / "export", workdir / "tables", config.features)
-    request = {"page": page, "device": device}
-    console.print(recommendations_table(recommender.recommend(user, count, request=request), workdir / "tables"))
+    export, tables = workdir / "export", workdir / "tables"
+    read_manifest(tables)
+    models = [path.parent for path in export.glob(f"*/*/{MANIFEST}")]
+    find_devices()
+    with damage_named([tables, *models]):
+        recommender = Recommender(export, tables, config.features)
+        found = recommender.recommend(user, count, request={"page": page, "device": device})
+        console.print(recommendations_table(found, tables))
 
 
 def simulate_to(output: Path, overrides: Sequence[str], console: Console) -> None:

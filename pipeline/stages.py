@@ -18,7 +18,7 @@ from typing import Any
 from rich.console import Console
 
 from features.artifacts import MANIFEST, file_sha256, fingerprint, is_published, read_manifest
-from features.errors import ArtifactError
+from features.errors import ArtifactError, UpnextError
 
 RECORDS = "stages"
 
@@ -59,12 +59,33 @@ def execute(stages: Sequence[Stage], run: Path, console: Console, version: str) 
             continue
         console.rule(f"[bold]{stage.name}[/bold] {stage.about}", align="left")
         started = time.monotonic()
-        stage.action()
+        with damage_named([run / name for name in stage.inputs]):
+            stage.action()
         missing = [name for name in stage.outputs if not is_published(run / name)]
         if missing:
             raise ArtifactError(f"stage {stage.name}: ended without publishing {', '.join(missing)} in {run}")
         _write_record(stage, run, expected, time.monotonic() - started)
         console.print(f"[green]{stage.name}: done in {time.monotonic() - started:.1f} s[/green]")
+
+
+@contextmanager
+def damage_named(folders: Sequence[Path]) -> Iterator[None]:
+    """Where a library fails on what it reads from published folders, the damaged file is named instead.
+
+    Raises:
+      ArtifactError: a file differs from what was published.
+    """
+    try:
+        yield
+    except UpnextError:
+        raise
+    except Exception as error:
+        for folder in folders:
+            try:
+                read_manifest(folder, verify=True)
+            except ArtifactError as damage:
+                raise damage from error
+        raise
 
 
 def durations(run: Path) -> dict[str, float]:

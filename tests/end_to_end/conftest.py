@@ -1,0 +1,55 @@
+"""One small run of the whole funnel on the simulator, shared by the tests that look at what it left."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.end_to_end.command_line import Answer, upnext
+
+TINY = """
+name: tiny
+source: {kind: simulator, users: 200, videos: 150, uploaders: 30, topics: 8, days: 8}
+split: {test_days: 2}
+features: {without: [candidate_sources, candidate_score]}
+shards: {num_shards: 2}
+leakage: {examples_per_part: 40}
+generator:
+  model: {dimension: 8, depth: 1, loss: full}
+  training: {epochs: 2, batch_size: 256}
+ranker:
+  model: {hidden_units: [16]}
+  training: {epochs: 1, batch_size: 256}
+export:
+  retrieval: {k: 50}
+  parity: {examples: 20}
+evaluation:
+  retrieval: {bootstrap: {resamples: 50}}
+  retrieval_baselines: {methods: [popularity, last-watch co-watch]}
+  bootstrap: {resamples: 50}
+  trees: {trials: 1, max_rounds: 20}
+  show_users: 1
+"""
+
+
+class Funnel:
+    """A finished run: its configuration file, its folder and what the command said."""
+
+    def __init__(self, config: Path, folder: Path) -> None:
+        self.config, self.folder = config, folder
+        self.said = self.run()
+
+    def run(self, *changes: str, folder: Path | None = None) -> Answer:
+        """The same command again, with settings changed."""
+        settings = [argument for change in changes for argument in ("--set", change)]
+        return upnext("run", self.config, "--workdir", folder or self.folder, *settings)
+
+
+@pytest.fixture(scope="session")
+def funnel(tmp_path_factory: pytest.TempPathFactory) -> Funnel:
+    """Read-only for the tests; one that changes something copies the folder."""
+    root = tmp_path_factory.mktemp("funnel")
+    config = root / "tiny.yaml"
+    config.write_text(TINY)
+    made = Funnel(config, root / "run")
+    assert made.said.code == 0, made.said
+    return made

@@ -20,10 +20,12 @@ from pipeline.quiet_start import find_devices
 from pipeline.run import Run
 from pipeline.sources.simulator import SimulatorConfig, simulate
 from pipeline.stages import Stage, damage_named, durations, execute, locked
+from pipeline.strategies import StrategyName, is_further_process, serve_cluster
 from serving.recommend import Recommender
 from serving.recommendations_table import recommendations_table
 
 CONFIG = "config.yaml"
+TRAINING_STAGES = ("train-generator", "train-ranker")
 
 
 def package_version() -> str:
@@ -163,6 +165,9 @@ def run_funnel(
     config = config_file.read(RunConfig, name, overrides)
     folder = workdir or Path("runs") / config.name
     run = Run(folder, config, tuple(beam_options), console)
+    if only in TRAINING_STAGES and is_further_process():
+        _take_part(run, only)
+        return
     find_devices()
     with locked(folder):
         (folder / CONFIG).write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
@@ -186,6 +191,17 @@ def run_funnel(
             told = ", ".join(f"{stage} {took:.0f} s" for stage, took in seconds.items())
             console.print(f"[dim]Stages: {told}; together {sum(seconds.values()):.0f} s.[/dim]")
             console.print(f"Ask for more: [bold]upnext recommend {folder} --user ID[/bold]")
+
+
+def _take_part(run: Run, only: str) -> None:
+    """What a process of a cluster does that is not the one to publish: it locks, records and publishes nothing."""
+    trained = run.config.generator if only == TRAINING_STAGES[0] else run.config.ranker
+    if trained is not None and trained.training.strategy == StrategyName.PARAMETER_SERVER:
+        serve_cluster()
+    stage = next((stage for stage in model_part(run) if stage.name == only), None)
+    if stage is not None:
+        run.require(*stage.inputs)
+        stage.action()
 
 
 def _show_recommendations(run: Run) -> None:

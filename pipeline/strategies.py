@@ -34,7 +34,7 @@ def make_strategy(
       min_shard_bytes: a parameter server's part of a variable is at least this large.
 
     Raises:
-      ConfigError: there is no cluster in `TF_CONFIG` where one is needed.
+      ConfigError: there is no cluster in `TF_CONFIG` or no TPU where one is needed.
     """
     if name == StrategyName.ONE_DEVICE:
         return tf.distribute.get_strategy()
@@ -42,7 +42,10 @@ def make_strategy(
         logical = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
         return tf.distribute.MirroredStrategy([device.name for device in logical])
     if name == StrategyName.TPU:
-        resolver = tf.distribute.cluster_resolver.TPUClusterResolver(tpu=tpu_address)
+        try:
+            resolver = tf.distribute.cluster_resolver.TPUClusterResolver(tpu=tpu_address)
+        except ValueError as error:
+            raise ConfigError(f"training strategy tpu: {error} Set tpu_address, or choose another strategy") from error
         tf.config.experimental_connect_to_cluster(resolver)
         tf.tpu.experimental.initialize_tpu_system(resolver)
         return tf.distribute.TPUStrategy(resolver)
@@ -69,3 +72,20 @@ def is_chief(strategy: tf.distribute.Strategy) -> bool:
     if resolver.task_type == "worker" and "chief" not in resolver.cluster_spec().jobs:
         return resolver.task_id == 0
     return resolver.task_type == "chief"
+
+
+def is_further_process() -> bool:
+    """Whether `TF_CONFIG` says that another process of the cluster is the one that publishes what is trained."""
+    cluster = json.loads(os.environ.get("TF_CONFIG") or "{}")
+    task = cluster.get("task", {})
+    if task.get("type") in (None, "chief"):
+        return False
+    return task["type"] != "worker" or "chief" in cluster.get("cluster", {}) or int(task.get("index", 0)) > 0
+
+
+def serve_cluster() -> None:
+    """Does what the coordinator of a parameter server training asks of this worker or server, until it is ended."""
+    resolver = tf.distribute.cluster_resolver.TFConfigClusterResolver()
+    tf.distribute.Server(
+        resolver.cluster_spec(), job_name=resolver.task_type, task_index=resolver.task_id, protocol="grpc"
+    ).join()

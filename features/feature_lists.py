@@ -8,6 +8,8 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from pydantic import model_validator
+
 from features.errors import ConfigError
 from features.history import REQUIREMENTS, derivation_of
 from features.settings import Settings
@@ -106,6 +108,16 @@ class FeatureListConfig(Settings):
     extra: tuple[FeatureConfig, ...] = ()
     """Features added to the default lists."""
 
+    @model_validator(mode="after")
+    def _leaves_out_what_there_is(self) -> "FeatureListConfig":
+        known = default_feature_names() if self.without else []
+        for name in self.without:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(known)}"
+                raise ValueError(f"without: no default feature {name!r}; {hint}")
+        return self
+
 
 DEFAULTS = FeatureListConfig()
 
@@ -197,6 +209,13 @@ def default_ranking_features(columns: Columns, config: FeatureListConfig = DEFAU
         ),
     ]
     return _choose("ranker", defaults, columns, config)
+
+
+def default_feature_names() -> list[str]:
+    """The names of both models' default features."""
+    lists = (default_candidate_features({}), default_ranking_features({}))
+    kept = {feature.name for found in lists for feature in found.spec.features}
+    return sorted(kept | {name for found in lists for name, _ in found.left_out})
 
 
 def _id(name: str, source: str, id_space: str | None = None, side: Side = Side.QUERY) -> Feature:

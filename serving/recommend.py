@@ -111,6 +111,8 @@ class Recommender:
         scores = found["scores"][0][: len(ids)]
         rows = [Recommendation(video, SOURCE, float(score)) for video, score in zip(ids, scores, strict=True)]
         notes = self._notes(user_id, now, watched)
+        if not rows:
+            notes.append(f"nothing is left to recommend: user {user_id!r} watched every video of the index")
         if self._ranking is None:
             notes.append("no ranker is exported: ordered by the retrieval score")
         elif rows:

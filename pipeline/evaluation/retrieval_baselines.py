@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import product
-from typing import Any
+from typing import Any, Final, Literal
 
 from pydantic import Field
 
@@ -45,19 +45,20 @@ from pipeline.evaluation.bootstrap import Measurement
 from pipeline.evaluation.figures import MethodFigures
 from pipeline.evaluation.retrieval_metrics import RetrievalMetricsConfig, evaluate_retrieval
 
-POPULARITY = "popularity"
-RECENT_POPULARITY = "recent popularity"
-CO_WATCH = "last-watch co-watch"
-ITEM_KNN = "item-kNN"
-ALS = "ALS"
-EASE = "EASE"
+POPULARITY: Final = "popularity"
+RECENT_POPULARITY: Final = "recent popularity"
+CO_WATCH: Final = "last-watch co-watch"
+ITEM_KNN: Final = "item-kNN"
+ALS: Final = "ALS"
+EASE: Final = "EASE"
+Method = Literal["popularity", "recent popularity", "last-watch co-watch", "item-kNN", "ALS", "EASE"]
 WEIGHTED = "{} × recent popularity"
 
 
 class RetrievalBaselinesConfig(Settings):
     """Which peers are run, their grids, and how their parameters are chosen."""
 
-    methods: tuple[str, ...] = Field(
+    methods: tuple[Method, ...] = Field(
         default=(POPULARITY, RECENT_POPULARITY, CO_WATCH, ITEM_KNN, ALS, EASE), description="families to run, by name"
     )
     popularity: PopularityConfig = PopularityConfig()

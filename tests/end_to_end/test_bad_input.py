@@ -152,11 +152,32 @@ def test_an_unknown_setting_tells_the_nearest(logs: Logs) -> None:
         ("generator.training.epoch=3", "did you mean 'epochs'?"),
         ("split.t0=2035-01-01", "split: test labels would start at 2035"),
         ("split.test_days=60", "training"),
-        ("source.kind=kafka", "source"),
+        ("source.kind=kafka", "'files', 'movielens', 'kuairand'"),
+        ("evaluation.retrieval_baselines.methods=[popularty]", "'popularity'"),
+        ("generator.training.strategy=tpu", "Set tpu_address"),
+        ("features.without=[regoin]", "no default feature 'regoin'; did you mean 'region'?"),
+        ("features.extra=[{name: x, source: users.shoe}]", "features.extra.0.kind: Field required"),
     ],
 )
 def test_a_bad_set_value_is_told(logs: Logs, setting: str, told: str) -> None:
     assert told in logs("run", "--set", setting).error()
+
+
+@pytest.mark.parametrize(
+    ("source", "told"),
+    [
+        ("request.sheo", "table 'watches' has no column 'sheo'"),
+        ("users.shoe", "there is no table 'users'"),
+        ("history.shoe", "history.shoe: no such derivation"),
+        ("cars.shoe", "'cars"),
+        ("shoe", "'shoe'"),
+    ],
+)
+def test_a_feature_of_what_the_logs_do_not_have_is_told(logs: Logs, source: str, told: str) -> None:
+    feature = {"name": "shoe", "source": source, "kind": "categorical", "models": ["candidate_generator"]}
+    logs.value["features"] = {"extra": [feature]}
+    error = logs("run").error()
+    assert told in error
 
 
 def test_a_configuration_that_is_not_yaml_is_told(tmp_path: Path) -> None:
@@ -247,16 +268,16 @@ def test_the_run_makes_a_damaged_table_again(logs: Logs) -> None:
     assert path.read_bytes() == whole
 
 
-@pytest.mark.parametrize(("users", "videos"), [(USERS[:1], VIDEOS), (USERS, VIDEOS[:1])], ids=["one user", "one video"])
-def test_a_log_of_one_user_or_one_video_works_or_says_what_is_missing(
-    logs: Logs, users: list[str], videos: list[str]
-) -> None:
-    logs.table("watches", WATCH_HEADER, watches(users, videos))
-    answer = logs("run")
-    if answer.code:
-        assert "expected" in answer.error()
-    else:
-        assert "up next" in answer.out
+@pytest.mark.slow
+def test_a_log_of_one_user_and_one_of_one_video_make_a_working_funnel(logs: Logs) -> None:
+    logs.table("watches", WATCH_HEADER, watches(USERS[:1], VIDEOS))
+    for stage in ("ingest", "analyze", "examples", "train-generator", "evaluate"):
+        assert stages_run(logs(stage)) == [stage]
+
+    logs.table("watches", WATCH_HEADER, watches(USERS, VIDEOS[:1]))
+    one_video = logs("run")
+    assert one_video.code == 0, one_video
+    assert "nothing is left to recommend" in one_video.out
 
 
 @pytest.mark.slow

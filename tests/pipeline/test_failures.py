@@ -1,0 +1,138 @@
+"""Whatever is raised, the command line says one line and ends with an exit code that is not zero."""
+
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import tensorflow as tf
+
+from features.artifacts import publish
+from features.errors import ArtifactError, DataError
+from pipeline.failures import one_line
+from pipeline.stages import damage_named
+
+
+def raised_by(action) -> Exception:
+    with pytest.raises(Exception) as caught:
+        action()
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [
+        (errno.ENOSPC, "runs/x/part-0.parquet: no space left; free some or choose another --workdir"),
+        (errno.EACCES, "runs/x/part-0.parquet: permission denied; change its permissions or choose another --workdir"),
+        (errno.EROFS, "runs/x/part-0.parquet: the file system is read-only; choose another --workdir"),
+        (errno.EIO, "runs/x/part-0.parquet: Input/output error"),
+    ],
+)
+def test_a_failure_of_the_system_names_the_file_and_what_to_do(code: int, told: str) -> None:
+    assert one_line(OSError(code, os.strerror(code), "runs/x/part-0.parquet")) == told
+
+
+def test_a_full_disk_is_told_when_pyarrow_meets_it() -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("needs /dev/full")
+    error = raised_by(lambda: pq.write_table(pa.table({"x": [1]}), "/dev/full"))
+    assert "no space left; free some" in one_line(error)
+
+
+def test_a_message_of_several_lines_becomes_one() -> None:
+    assert one_line(DataError("watches: expected rows,\n   found none")) == "watches: expected rows, found none"
+
+
+def test_failures_of_libraries_tell_library_reason_and_how_to_see_more(tmp_path: Path) -> None:
+    (tmp_path / "x.parquet").write_bytes(b"no Parquet at all")
+    told = one_line(raised_by(lambda: pq.read_table(tmp_path / "x.parquet")))
+    assert told.startswith("pyarrow failed ")
+    assert told.endswith("; set UPNEXT_TRACEBACK=1 to see where")
+    told = one_line(raised_by(lambda: tf.io.read_file(str(tmp_path / "absent"))))
+    assert told.startswith("tensorflow failed ")
+    assert "absent" in told
+    assert "\n" not in told
+
+
+def test_running_out_of_memory_is_told_as_such() -> None:
+    assert one_line(MemoryError()).startswith("out of memory (MemoryError)")
+    assert one_line(tf.errors.ResourceExhaustedError(None, None, "OOM when allocating")).startswith("out of memory")
+
+
+def test_a_defect_tells_where_it_is() -> None:
+    error = raised_by(lambda: damage_named(None).__enter__().missing)  # type: ignore[arg-type]
+    assert one_line(error).startswith("unexpected AttributeError ")
+
+
+def test_the_damaged_file_is_named_in_place_of_a_library_s_words(tmp_path: Path) -> None:
+    for name in ("whole", "damaged"):
+        with publish(tmp_path / name, {}) as folder:
+            (folder / "data.bin").write_bytes(b"12345678")
+    (tmp_path / "damaged/data.bin").write_bytes(b"1234567x")
+    with (
+        pytest.raises(ArtifactError, match=r"damaged/data\.bin: content differs .* delete .*/damaged and run again"),
+        damage_named([tmp_path / "whole", tmp_path / "damaged"]),
+    ):
+        raise pa.ArrowInvalid("Couldn't deserialize thrift")
+    with pytest.raises(pa.ArrowInvalid), damage_named([tmp_path / "whole"]):
+        raise pa.ArrowInvalid("something else")
+
+
+FAIL = """
+import sys
+from pipeline import cli, funnel
+def fail(*arguments, **named):
+    raise {raised}
+funnel.run_funnel = fail
+sys.argv = ["upnext", "run", "demo"]
+cli.main()
+"""
+
+
+def ending(raised: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", FAIL.format(raised=raised)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, **environment},
+    )
+
+
+def test_a_traceback_is_shown_only_on_demand() -> None:
+    plain = ending("KeyError('x')")
+    assert plain.returncode == 1
+    assert len(plain.stderr.strip().splitlines()) == 1
+    assert plain.stderr.startswith("error: unexpected KeyError")
+    full = ending("KeyError('x')", UPNEXT_TRACEBACK="1")
+    assert full.returncode == 1
+    assert "Traceback (most recent call last)" in full.stderr
+
+
+def test_an_interruption_is_one_line_and_exit_code_130() -> None:
+    ended = ending("KeyboardInterrupt")
+    assert ended.returncode == 130
+    assert ended.stderr == "interrupted: run the same command again to continue\n"
+
+
+DEVICES = """
+from pipeline.quiet_start import find_devices
+import os, tensorflow as tf
+real = tf.config.list_physical_devices
+def noisy(*arguments):
+    os.write(2, b"E failed call to cuInit: no driver\\nE a real error\\n")
+    return real(*arguments)
+tf.config.list_physical_devices = noisy
+find_devices()
+os.write(2, b"afterwards\\n")
+"""
+
+
+@pytest.mark.skipif(any(Path("/dev").glob("nvidia*")), reason="nothing is left out where there is an NVIDIA driver")
+def test_only_the_complaint_about_a_missing_gpu_is_left_out() -> None:
+    said = subprocess.run([sys.executable, "-c", DEVICES], capture_output=True, text=True, check=True).stderr
+    assert said == "E a real error\nafterwards\n"

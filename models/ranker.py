@@ -281,15 +281,9 @@ class Ranker(tfrs.models.Model):
         """Mean of the weighted logistic loss and the click head's; in training also the penalty on dense weights."""
         config = self.config
         clicked = tf.cast(inputs[CLICKED], tf.float32)
-        watch_time_s = tf.cast(inputs[WATCH_TIME_S], tf.float32)
-        if config.watch_time_cap_s:
-            watch_time_s = tf.minimum(watch_time_s, config.watch_time_cap_s)
         weight = tf.cast(inputs[WEIGHT], tf.float32) if WEIGHT in inputs else tf.ones_like(clicked)
         output = self(inputs, training=training)
-        watch = weighted_logistic_loss(
-            output.logit, clicked, watch_time_s, config.objective, config.negative_keep_rate
-        ) / self.labels.mean_weight(config.objective)
-        click = click_loss(output.click_logit, clicked, config.negative_keep_rate)
+        watch, click = self.impression_losses(output, inputs)
         self.watch_time_loss.update_state(watch, sample_weight=weight)
         self.click_loss.update_state(click, sample_weight=weight)
         self.click_auc.update_state(clicked, output.click_logit, sample_weight=weight)
@@ -298,6 +292,18 @@ class Ranker(tfrs.models.Model):
             dense = (self.query_dense, self.impression_dense, *self.hidden, *([self.heads] if self.heads else []))
             loss += config.l2 * tf.add_n([tf.nn.l2_loss(layer.kernel) * 2 for layer in dense]) / _replicas()
         return loss
+
+    def impression_losses(self, output: RankerOutput, inputs: Mapping[str, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
+        """The weighted logistic loss, scaled to a mean weight of one, and the click head's, of each impression."""
+        config = self.config
+        clicked = tf.cast(inputs[CLICKED], tf.float32)
+        watch_time_s = tf.cast(inputs[WATCH_TIME_S], tf.float32)
+        if config.watch_time_cap_s:
+            watch_time_s = tf.minimum(watch_time_s, config.watch_time_cap_s)
+        watch = weighted_logistic_loss(
+            output.logit, clicked, watch_time_s, config.objective, config.negative_keep_rate
+        ) / self.labels.mean_weight(config.objective)
+        return watch, click_loss(output.click_logit, clicked, config.negative_keep_rate)
 
     def description(self) -> dict[str, Any]:
         """What `from_description` needs besides the specification and the weights; JSON-serialisable."""

@@ -22,7 +22,7 @@ from models.two_tower import TwoTower
 from models.weighted_logistic_regression import LabelStatistics
 from pipeline.input_pipeline import Arrays, ExampleColumns, Transform
 from pipeline.model_folder import save_model
-from pipeline.ranking_validation import validation_loss
+from pipeline.ranking_validation import validation_metrics
 from pipeline.retrieval_validation import retrieval_map
 from pipeline.run import GENERATOR, RANKER, Run
 from pipeline.training import Trained, train
@@ -81,8 +81,8 @@ def train_ranker(run: Run) -> None:
         columns.train,
         config.training,
         run.folder / "models" / ".ranker.work",
-        evaluate=None if validation is None else lambda model: validation_loss(model, examples, validation),
-        monitor="negative_loss",
+        evaluate=None if validation is None else lambda model: validation_metrics(model, examples, validation),
+        monitor="log_likelihood",
         refit_columns=columns.together,
         on_validated=calibrate,
     )

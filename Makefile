@@ -17,7 +17,7 @@ $(INSTALLED): setup.py
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	@echo "Installing (about 3 GB, one to three minutes) ..."
-	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --editable '.[test]'
 	@touch $(INSTALLED)
 
 demo: $(INSTALLED) ## Builds a recommender from the simulated platform and prints recommendations.

@@ -90,7 +90,7 @@ def dense(table: Any, column: str) -> Any:
     kind = table.schema.field(column).type
     while pa.types.is_list(kind):
         kind = kind.value_type
-    dtype = object if pa.types.is_string(kind) else kind.to_pandas_dtype()
+    dtype = object if pa.types.is_string(kind) else pa.nulls(0, kind).to_numpy(zero_copy_only=False).dtype
     return np.array(table[column].to_pylist(), dtype=dtype)
 
 

@@ -75,7 +75,7 @@ def plus_one(column: str) -> Callable[[pa.Table], pa.Table]:
         if pa.types.is_list(kind):
             return pa.array([[*bag, 1] for bag in rows[column].to_pylist()], kind)
         numbers = rows[column].to_numpy()
-        return pa.array(np.where(np.isnan(numbers), 1, numbers + 1).astype(kind.to_pandas_dtype()))
+        return pa.array(np.where(np.isnan(numbers), 1, numbers + 1)).cast(kind, safe=False)
 
     return replaced(column, values)
 

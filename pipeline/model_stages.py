@@ -10,7 +10,7 @@ from rich.table import Table
 from features.analysis import read_quantiles
 from features.artifacts import read_manifest
 from features.example_reader import ExampleSet
-from features.spec import Kind
+from features.spec import FeatureSpec, Kind
 from features.splits import Part
 from features.vocabulary import Vocabulary
 from models.candidate_generator import LABEL, WEIGHT
@@ -34,7 +34,18 @@ RANKER_FOLDER = "models/ranker"
 
 def train_generator(run: Run) -> None:
     """Publishes `models/two_tower`."""
+    _publish(run, GENERATOR_FOLDER, "two_tower", fit_generator(run))
+
+
+def fit_generator(run: Run, spec: FeatureSpec | None = None) -> Trained:
+    """Trains the candidate generator.
+
+    Args:
+      run: its examples and its configuration.
+      spec: the features it sees, of those that the examples hold; None: all of them.
+    """
     config = run.config.generator
+    features = spec or run.specs[GENERATOR]
     examples = ExampleSet(run.examples(GENERATOR))
     columns = _Columns(examples, (LABEL, WEIGHT))
     sizes = vocabulary_sizes(run)
@@ -42,12 +53,12 @@ def train_generator(run: Run) -> None:
     start = _co_watch_start(examples, sizes["video"], config.model.dimension, config.co_watch_start)
 
     def build() -> TwoTower:
-        model = TwoTower(config.model, run.specs[GENERATOR], sizes, attributes)
+        model = TwoTower(config.model, features, sizes, attributes)
         if start is not None:
             model.start_from(start)
         return model
 
-    trained = train(
+    return train(
         build,
         columns.train,
         config.training,
@@ -57,11 +68,15 @@ def train_generator(run: Run) -> None:
         monitor="MAP@20",
         refit_columns=columns.together,
     )
-    _publish(run, GENERATOR_FOLDER, "two_tower", trained)
 
 
 def train_ranker(run: Run) -> None:
     """Publishes `models/ranker`."""
+    _publish(run, RANKER_FOLDER, "ranker", fit_ranker(run))
+
+
+def fit_ranker(run: Run) -> Trained:
+    """Trains and calibrates the ranker on the run's examples, as its configuration says."""
     assert run.config.ranker is not None
     config = run.config.ranker
     examples = ExampleSet(run.examples(RANKER))
@@ -89,7 +104,7 @@ def train_ranker(run: Run) -> None:
     if calibrated:
         # Found by a model that had not seen the validation part; the refitted one has.
         trained.model.calibration.set_weights(calibrated)
-    _publish(run, RANKER_FOLDER, "ranker", trained)
+    return trained
 
 
 class _Columns:

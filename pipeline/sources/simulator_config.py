@@ -59,6 +59,7 @@ class SimulatorConfig(Settings):
     loyalty: float = _switch("users return to their favourite uploaders", 1.0)
     related: float = _switch("watch-next pages show videos related to the one just watched", 1.0)
     language: float = _switch("users prefer videos in their own language")
+    durations: float = _switch("spread of the videos' durations; 0: all last seven minutes")
     duration_fit: float = _switch("devices have preferred durations; a wrong one weakens choice and completion")
     rewatch: float = _switch("a recently watched video is chosen less")
     heavy_users: float = _switch("a few users are very active (share 1% at strength 1)", 20.0)

@@ -202,10 +202,11 @@ def _draw_videos(
     own = (rank == 0) | (rng.random(V) < 0.8)
     topic = np.where(own, uploaders["topic"][uploader], rng.integers(0, K, V))
     second = np.where(rng.random(V) < 0.4, rng.integers(0, K, V), -1)
-    log_duration = np.log(420.0) + rng.normal(0, 0.4, K)[topic] + rng.normal(0, 0.8, V)
+    spread = config.durations
+    log_duration = np.log(420.0) + spread * rng.normal(0, 0.4, K)[topic] + spread * rng.normal(0, 0.8, V)
     quality = (rng.normal(0, 0.87, V) + uploaders["quality"][uploader]).astype(np.float64)
     first = _first_of_series(series)  # what all episodes of a series share
-    topic, second, log_duration = topic[first], second[first], log_duration[first] + rng.normal(0, 0.05, V)
+    topic, second, log_duration = topic[first], second[first], log_duration[first] + spread * rng.normal(0, 0.05, V)
     second = np.where(second == topic, -1, second)
     return {
         "uploader": uploader,

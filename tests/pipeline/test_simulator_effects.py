@@ -20,7 +20,7 @@ SWITCHES = (
 
 
 def quiet(**switches: float) -> SimulatorConfig:
-    """A platform without any effect but those named (searches and watches from outside stay)."""
+    """A platform without any effect but those named (searches, watches from outside and durations stay)."""
     scale = {"users": 1500, "videos": 500, "uploaders": 60, "topics": 12}
     return SimulatorConfig.model_validate({**scale, **dict.fromkeys(SWITCHES, 0.0), **switches})
 
@@ -208,6 +208,10 @@ def from_outside(logs: SimulatedLogs) -> float:
     return float(pc.mean(pc.cast(pc.equal(logs.tables["watches"]["origin"], "external"), pa.float64())).as_py())
 
 
+def spread_of_durations(logs: SimulatedLogs) -> float:
+    return float(np.log(np.asarray(logs.tables["videos"]["duration_s"])).std())
+
+
 Statistic = Callable[[SimulatedLogs], float]
 # effect, what measures it, its range with the switch on and with the switch off
 EFFECTS: list[tuple[str, Statistic, tuple[float, float], tuple[float, float]]] = [
@@ -226,6 +230,7 @@ EFFECTS: list[tuple[str, Statistic, tuple[float, float], tuple[float, float]]] =
     ("loyalty", favourite_uploaders, (0.2, 0.6), (0, 0.15)),
     ("related", related_to_seed, (0.2, 0.8), (-0.02, 0.02)),
     ("language", own_language, (0.1, 1), (-0.01, 0.01)),
+    ("durations", spread_of_durations, (0.6, 1.2), (0, 0.01)),
     ("duration_fit", longer_on_tv, (0.3, 2), (-0.05, 0.05)),
     ("rewatch", repeats, (0, 0.08), (0.12, 0.5)),
     ("heavy_users", heavy_share, (0.12, 0.6), (0.02, 0.09)),
@@ -261,7 +266,7 @@ def test_effect_is_there_when_switched_on_and_gone_when_off(
     on: tuple[float, float],
     off: tuple[float, float],
 ) -> None:
-    by_default = switch in ("searches", "external")  # these stay on the quiet platform
+    by_default = switch in ("searches", "external", "durations")  # these stay on the quiet platform
     with_effect = nothing if by_default else alone(switch, 1.0)
     without = alone(switch, 0.0) if by_default else nothing
     assert on[0] <= statistic(with_effect) <= on[1]

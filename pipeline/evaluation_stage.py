@@ -242,7 +242,7 @@ def evaluate_ranker(run: Run) -> Findings:
     calibrations = {name: calibrate(seconds, actual, bootstrap) for name, seconds in expected.items()}
     views_of_truth: list[RenderableType] = []
     if truth is not None:
-        click, seconds = _true_impressions(truth, examples.read(Part.TEST, ["impression_id"]))
+        click, seconds = true_impressions(truth, examples.read(Part.TEST, ["impression_id"]))
         measured[BEST] = best_possible_ranking(click, seconds, shown, bootstrap)
         methods.append(_figures(BEST, measured[BEST]))
         against_truth = calibrate(expected[RANKER_NAME], click * seconds, bootstrap)
@@ -293,7 +293,7 @@ def _true_next_watches(truth: Truth, test: pa.Table, catalogue: pa.Table) -> Sco
     return probabilities
 
 
-def _true_impressions(truth: Truth, test: pa.Table) -> tuple[np.ndarray, np.ndarray]:
+def true_impressions(truth: Truth, test: pa.Table) -> tuple[np.ndarray, np.ndarray]:
     """True click probability and expected watch time (s) given a click of the test impressions."""
     row = {impression: i for i, impression in enumerate(truth.impressions["impression_id"].to_pylist())}
     rows = pa.array([row[impression] for impression in test["impression_id"].to_pylist()])

@@ -28,9 +28,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 
 import features.errors
 from features.errors import ConfigError, DataError, UpnextError
+from features.work_units import WorkUnit, work_units
 
 ROWS_PER_BATCH = 1 << 17
 """Rows an element aims at: some 10 MB of log columns."""
+FILES_PER_PLAN = 256
+"""Files whose row groups one worker lists, and which may share a batch where they are small."""
 
 _LOCAL_RUNNERS = frozenset({None, "DirectRunner", "SwitchingDirectRunner", "FnApiRunner"})
 
@@ -171,7 +174,8 @@ def _progress(description: str, console: Console) -> Iterator[None]:
 class ReadTables(beam.PTransform):
     """Reads columns of Parquet tables as (table name, `pyarrow.Table` batch), in no fixed order.
 
-    A batch is one or more whole row groups of a file. Paths go through Beam's file systems.
+    A batch is one or more whole row groups, of several files where those are small. Paths go through Beam's
+    file systems.
 
     Args:
       tables: table name -> paths of its Parquet files, and the names of the columns to read.
@@ -182,13 +186,17 @@ class ReadTables(beam.PTransform):
 
     def __init__(self, tables: Mapping[str, tuple[Iterable[str | Path], Sequence[str]]]) -> None:
         super().__init__()
-        self._files = [(name, str(file), list(columns)) for name, (files, columns) in tables.items() for file in files]
+        self._plans: list[_Plan] = []
+        for name, (files, columns) in tables.items():
+            paths = [str(file) for file in files]
+            for start in range(0, len(paths), FILES_PER_PLAN):
+                self._plans.append((name, paths[start : start + FILES_PER_PLAN], list(columns)))
 
     def expand(self, pbegin: beam.pvalue.PBegin) -> beam.PCollection:
         return (
             pbegin
-            | "Files" >> beam.Create(self._files, reshuffle=False)
-            | "RowGroups" >> beam.FlatMap(_row_groups)
+            | "Files" >> beam.Create(self._plans, reshuffle=False)
+            | "RowGroups" >> beam.FlatMap(_units)
             | "Spread" >> beam.Reshuffle()
             | "Read" >> beam.Map(_read)
         )
@@ -205,31 +213,49 @@ class ReadColumns(beam.PTransform):
         return pbegin | ReadTables(self._tables) | beam.Values()
 
 
-def _row_groups(file: tuple[str, str, list[str]]) -> Iterator[tuple[str, str, list[str], list[int]]]:
-    """Runs of row groups of about `ROWS_PER_BATCH` rows."""
-    name, path, columns = file
+_Plan = tuple[str, list[str], list[str]]
+"""Table, paths, columns."""
+
+
+def _units(plan: _Plan) -> Iterator[tuple[str, WorkUnit, list[str]]]:
+    """Units of about `ROWS_PER_BATCH` rows."""
+    name, paths, columns = plan
+    for unit in work_units(((path, _row_groups(path, columns)) for path in paths), ROWS_PER_BATCH):
+        _rows.add(planned=unit.rows)
+        yield name, unit, columns
+
+
+def _row_groups(path: str, columns: Sequence[str]) -> list[int]:
+    """Rows of every row group."""
     with _parquet(path) as parquet:
         absent = sorted(set(columns) - set(parquet.schema_arrow.names))
         if absent:
             raise DataError(f"{path}: no column {', '.join(absent)}; every part of a table has the same columns")
-        groups: list[int] = []
-        rows = 0
-        for group in range(parquet.num_row_groups):
-            groups.append(group)
-            rows += parquet.metadata.row_group(group).num_rows
-            if rows >= ROWS_PER_BATCH or (rows and group == parquet.num_row_groups - 1):
-                _rows.add(planned=rows)
-                yield name, path, columns, groups
-                groups, rows = [], 0
+        return [parquet.metadata.row_group(group).num_rows for group in range(parquet.num_row_groups)]
 
 
-def _read(part: tuple[str, str, list[str], list[int]]) -> tuple[str, pa.Table]:
-    name, path, columns, groups = part
-    with _parquet(path) as parquet:
-        # Parallelism is the runner's: several readers with threads of their own only take turns.
-        batch = parquet.read_row_groups(groups, columns=columns, use_threads=False)
-    _rows.add(read=batch.num_rows)
-    return name, batch
+def _read(planned: tuple[str, WorkUnit, list[str]]) -> tuple[str, pa.Table]:
+    name, unit, columns = planned
+    tables = []
+    for path, groups in unit.parts:
+        with _parquet(path) as parquet:
+            # Parallelism is the runner's: several readers with threads of their own only take turns.
+            tables.append(parquet.read_row_groups(list(groups), columns=columns, use_threads=False))
+    _rows.add(read=unit.rows)
+    return name, _together(tables, unit)
+
+
+def _together(tables: list[pa.Table], unit: WorkUnit) -> pa.Table:
+    if len(tables) == 1:
+        return tables[0]
+    try:
+        return pa.concat_tables(tables).combine_chunks()
+    except pa.ArrowException as error:
+        first, last = unit.parts[0][0], unit.parts[-1][0]
+        reason = str(error).splitlines()[0]
+        raise DataError(
+            f"{first} to {last}: expected the same types in every part of a table: {reason}; write them again"
+        ) from error
 
 
 @contextlib.contextmanager

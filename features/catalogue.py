@@ -22,13 +22,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from features.artifacts import publish
 from features.errors import ArtifactError, ConfigError, DataError
 from features.spec import FeatureSpec, Kind
-from features.tables import has_table, read_table, table_files
+from features.tables import has_table, read_table, table_batches
 from features.vocabulary import CountIds, Vocabulary, count_values
 
 VIDEO_SPACES = ("video", "clicked_video")
@@ -94,8 +93,7 @@ def _video_ids(tables: Path, listed: Iterable[pa.Array | pa.ChunkedArray]) -> pa
         seen = counter.add_input(seen, count_values(ids))
     for name in ("watches", "impressions"):
         if has_table(tables, name):
-            files = [str(file) for file in table_files(tables, name)]
-            for batch in ds.dataset(files, format="parquet").to_batches(columns=["video_id"]):
+            for batch in table_batches(tables, name, ["video_id"]):
                 seen = counter.add_input(seen, count_values(batch["video_id"]))
     return counter.extract_output(seen)["id"].combine_chunks()
 

@@ -24,6 +24,7 @@ from features.event_windows import ORDER_ONLY
 from features.hashing import combine, hash_strings
 from features.settings import Settings
 from features.tables import table_files
+from features.work_units import WorkUnit, work_units
 
 SHARDED_TABLES = ("watches", "impressions", "searches", "users")
 _SHARD_SEED = 0x5A4D  # apart from the hash that splits users
@@ -69,28 +70,29 @@ def write_shards(tables: Path, output: Path, config: ShardConfig = DEFAULTS, bea
             | "group by shard" >> beam.ParDo(_GroupByShard(str(folder), config.num_shards))
         )
         run(pipeline, "grouping logs by user")
-        for table, _, file, row_groups in blocks:
-            metadata = pq.read_metadata(file)
-            rows = sum(metadata.row_group(group).num_rows for group in row_groups)
-            manifest["rows"][table] = manifest["rows"].get(table, 0) + rows
+        for table, _, unit in blocks:
+            manifest["rows"][table] = manifest["rows"].get(table, 0) + unit.rows
 
 
-_Block = tuple[str, int, str, tuple[int, ...]]
-"""Table, number of the block, part file, row groups."""
+_Block = tuple[str, int, WorkUnit]
+"""Table, number of the block, what it holds."""
 
 
 def _blocks(tables: Path, name: str, config: ShardConfig) -> Iterator[_Block]:
-    number = 0
-    for file in table_files(tables, name):
-        metadata = pq.read_metadata(file)
-        groups: list[int] = []
-        rows = 0
-        for group in range(metadata.num_row_groups):
-            groups.append(group)
-            rows += metadata.row_group(group).num_rows
-            if rows >= config.block_rows or group == metadata.num_row_groups - 1:
-                yield name, number, str(file), tuple(groups)
-                number, groups, rows = number + 1, [], 0
+    files = ((str(file), _row_groups(pq.read_metadata(file))) for file in table_files(tables, name))
+    for number, unit in enumerate(work_units(files, config.block_rows)):
+        yield name, number, unit
+
+
+def _row_groups(metadata: pq.FileMetaData) -> list[int]:
+    """Rows of every row group."""
+    return [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+
+
+def _read(unit: WorkUnit) -> pa.Table:
+    return pa.concat_tables(
+        [pq.ParquetFile(file).read_row_groups(list(groups), use_threads=False) for file, groups in unit.parts]
+    )
 
 
 class _GroupByShard(beam.DoFn):
@@ -101,8 +103,8 @@ class _GroupByShard(beam.DoFn):
         self._num_shards = num_shards
 
     def process(self, block: _Block) -> None:
-        name, number, file, row_groups = block
-        table = pq.ParquetFile(file).read_row_groups(list(row_groups), use_threads=False)
+        name, number, unit = block
+        table = _read(unit)
         shard = shard_of(table["user_id"], self._num_shards)
         grouped = table.take(pa.array(np.argsort(shard, kind="stable"))).combine_chunks()
         ends = np.cumsum(np.bincount(shard, minlength=self._num_shards))

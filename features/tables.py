@@ -9,7 +9,7 @@ history, never a label. `order` also breaks ties between rows of equal time (the
 the source does not have is absent from the table. Any further column of a source may stand beside these.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -123,12 +123,12 @@ TABLES = {table.name: table for table in (WATCHES, IMPRESSIONS, SEARCHES, USERS,
 def table_files(folder: Path, name: str) -> list[Path]:
     """The part files of table `name` under `folder` (the run's `tables`): order-only rows first, then by day."""
     files = (Path(folder) / name).rglob("part-*.parquet")
-    return sorted(files, key=lambda file: ("day=unknown" not in file.parts, file))
+    return sorted(files, key=lambda file: ("day=unknown" not in file.parts, str(file)))
 
 
 def has_table(folder: Path, name: str) -> bool:
     """Whether table `name` is there."""
-    return bool(table_files(folder, name))
+    return any((Path(folder) / name).rglob("part-*.parquet"))
 
 
 def table_columns(folder: Path, name: str) -> list[str]:
@@ -158,6 +158,25 @@ def read_table(folder: Path, name: str, columns: Sequence[str] | None = None) ->
             raise ArtifactError(f"{folder}/{name}: no column {', '.join(absent)}; make the source provide it")
     dataset = ds.dataset([str(file) for file in files], format="parquet")
     return dataset.to_table(columns=None if columns is None else list(columns))
+
+
+def table_batches(folder: Path, name: str, columns: Sequence[str], rows: int = 1 << 20) -> Iterator[pa.Table]:
+    """Columns of table `name` in the order of `table_files`, some `rows` rows at a time, over however many files.
+
+    Raises:
+      ArtifactError: there is no such table.
+    """
+    dataset = ds.dataset([str(file) for file in _required_files(folder, name)], format="parquet")
+    waiting: list[pa.RecordBatch] = []
+    held = 0
+    for batch in dataset.to_batches(columns=list(columns)):
+        waiting.append(batch)
+        held += batch.num_rows
+        if held >= rows:
+            yield pa.Table.from_batches(waiting)
+            waiting, held = [], 0
+    if held:
+        yield pa.Table.from_batches(waiting)
 
 
 def _required_files(folder: Path, name: str) -> list[Path]:

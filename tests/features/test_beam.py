@@ -32,11 +32,29 @@ def test_every_row_is_read_once_in_batches_of_the_columns_asked_for(files, monke
     monkeypatch.setattr(columnar, "ROWS_PER_BATCH", 4)
     pipeline = make_pipeline()
     batches = pipeline | ReadColumns(files, ["n", "id"])
-    assert_that(batches | beam.Map(lambda batch: batch.column_names), equal_to([["n", "id"]] * 3), "columns")
-    assert_that(batches | beam.Map(lambda batch: batch.num_rows), equal_to([4, 1, 3]), "rows")
+    assert_that(batches | beam.Map(lambda batch: batch.column_names), equal_to([["n", "id"]] * 2), "columns")
+    assert_that(batches | beam.Map(lambda batch: batch.num_rows), equal_to([4, 4]), "rows")
     ids = batches | beam.FlatMap(lambda batch: batch["id"].to_pylist())
     assert_that(ids, equal_to(["0-0", "0-1", "0-2", "0-3", "0-4", "2-0", "2-1", "2-2"]), "ids")
     run(pipeline, "reading")
+
+
+def test_files_planned_apart_share_no_batch(files, monkeypatch):
+    monkeypatch.setattr(columnar, "FILES_PER_PLAN", 2)
+    pipeline = make_pipeline()
+    batches = pipeline | ReadColumns(files, ["id"])
+    assert_that(batches | beam.Map(lambda batch: batch["id"].num_chunks), equal_to([1, 1]), "chunks")
+    ids = batches | "Ids" >> beam.Map(lambda batch: batch["id"].to_pylist())
+    assert_that(ids, equal_to([["0-0", "0-1", "0-2", "0-3", "0-4"], ["2-0", "2-1", "2-2"]]), "ids")
+    run(pipeline, "reading")
+
+
+def test_parts_of_other_types_are_named(files):
+    pq.write_table(pa.table({"id": [7]}), files[2])
+    pipeline = make_pipeline()
+    _ = pipeline | ReadColumns(files, ["id"])
+    with pytest.raises(DataError, match=r"part-0\.parquet to .*part-2\.parquet: expected the same types"):
+        run(pipeline, "reading")
 
 
 def test_the_local_runner_looks_up_no_host(files, monkeypatch):

@@ -8,7 +8,7 @@ import pytest
 from features.artifacts import read_manifest
 from features.errors import ArtifactError
 from features.event_windows import ORDER_ONLY
-from features.shards import ShardConfig, make_shard, num_shards, read_shard, shard_of, write_shards
+from features.shards import ShardConfig, make_shard, num_shards, read_rows, read_shard, shard_of, write_shards
 from tests.features.example_logs import START_US, platform, table, write_tables
 
 
@@ -108,6 +108,17 @@ def test_large_files_are_grouped_block_by_block(tmp_path: Path, tables: dict[str
     assert sum(len(read_shard(tmp_path / "shards", shard).events["watches"].table) for shard in (0, 1)) == len(
         tables["watches"]
     )
+
+
+def test_small_files_share_a_block_in_the_order_of_the_days(tmp_path: Path, tables: dict[str, pa.Table]) -> None:
+    watches = tables["watches"]
+    for day in range(4):
+        folder = tmp_path / "tables" / "watches" / f"day=2024-01-0{day + 1}"
+        folder.mkdir(parents=True)
+        pq.write_table(watches.slice(day * 10, 10), folder / "part-00000.parquet")
+    write_shards(tmp_path / "tables", tmp_path / "shards", ShardConfig(num_shards=1, block_rows=20))
+    assert len(list((tmp_path / "shards" / "watches").glob("block-*.arrow"))) == 2
+    assert read_rows(tmp_path / "shards", "watches", 0) == watches.slice(0, 40)
 
 
 def test_no_tables_are_refused(tmp_path: Path) -> None:

@@ -1,18 +1,17 @@
 """Reads the watches that the peers are fitted on from the canonical tables."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from features.errors import DataError
 from features.event_windows import ORDER_ONLY
 from features.shards import times_us
 from features.splits import Split
-from features.tables import table_files
+from features.tables import has_table, table_batches, table_columns
 from pipeline.evaluation.baselines.interactions import Interactions
 
 _COLUMNS = ("user_id", "video_id", "timestamp", "time_known", "order", "completed")
@@ -39,13 +38,12 @@ def read_training_watches(
     Raises:
       DataError: there is no such watch.
     """
-    files = table_files(tables, "watches")
-    if not files:
+    if not has_table(tables, "watches"):
         raise DataError(f"{tables}: no watches table; the retrieval peers are fitted on watches; run the ingest stage")
-    parts = [_read(file, split, before_us) for file in files]
-    if with_impressions:
-        shown = [_read(file, split, before_us)[0] for file in table_files(tables, "impressions")]
-        parts += [(rows, np.full(len(rows), ORDER_ONLY)) for rows in shown]
+    parts = list(_kept(tables, "watches", split, before_us))
+    if with_impressions and has_table(tables, "impressions"):
+        shown = _kept(tables, "impressions", split, before_us)
+        parts += [(rows, np.full(len(rows), ORDER_ONLY)) for rows, _ in shown]
     rows = pa.concat_tables([part for part, _ in parts], promote_options="default")
     time = np.concatenate([time for _, time in parts])
     order = np.concatenate([_order(part) for part, _ in parts])
@@ -57,16 +55,16 @@ def read_training_watches(
     return Interactions.of(users[first], videos[first], time[first], num_videos, known[first])
 
 
-def _read(file: Path, split: Split, before_us: int) -> tuple[pa.Table, np.ndarray]:
-    """The kept rows of one part file and their times (`ORDER_ONLY` where unknown)."""
-    columns = [name for name in _COLUMNS if name in pq.read_schema(file).names]
-    table = pq.read_table(file, columns=columns, partitioning=None)
-    time = times_us(table)
-    kept = (time < before_us) & ~split.is_test_user(table["user_id"].combine_chunks())
-    if "completed" in columns:
-        kept &= pc.fill_null(table["completed"].combine_chunks(), True).to_numpy(zero_copy_only=False)
-    kept_columns = [name for name in ("user_id", "video_id", "order") if name in columns]
-    return table.select(kept_columns).filter(pa.array(kept)), time[kept]
+def _kept(tables: Path, name: str, split: Split, before_us: int) -> Iterator[tuple[pa.Table, np.ndarray]]:
+    """The kept rows of a table and their times (`ORDER_ONLY` where unknown), a batch at a time."""
+    columns = [column for column in _COLUMNS if column in table_columns(tables, name)]
+    kept_columns = [column for column in ("user_id", "video_id", "order") if column in columns]
+    for batch in table_batches(tables, name, columns):
+        time = times_us(batch)
+        kept = (time < before_us) & ~split.is_test_user(batch["user_id"].combine_chunks())
+        if "completed" in columns:
+            kept &= pc.fill_null(batch["completed"].combine_chunks(), True).to_numpy(zero_copy_only=False)
+        yield batch.select(kept_columns).filter(pa.array(kept)), time[kept]
 
 
 def _order(table: pa.Table) -> np.ndarray:

@@ -122,13 +122,7 @@ class RankingExamplesJob:
 
     def examples(self, shard: Shard, encoder: Encoder, totals: LabelTotals) -> ShardExamples:
         labels = ranking_labels(shard, self.split, self.config)
-        chunks = ranking_examples(shard, labels, self.spec, encoder, self.lists, self.split.utc_offset_s)
-        batches = (
-            (part, rows.filter(pa.array(of_part == part)))
-            for of_part, rows in chunks
-            for part in PARTS
-            if (of_part == part).any()
-        )
+        batches = ranking_examples(shard, labels, self.spec, encoder, self.lists, self.split.utc_offset_s)
         return ShardExamples(batches, labels.left_out)
 
     def as_json(self) -> dict[str, Any]:
@@ -233,9 +227,10 @@ class _WriteExamples(_OnShards):
             writers = {}
             for part in PARTS:
                 path = self._folder / part.folder / f"part-{shard:05d}.parquet"
-                writers[part] = _RowGroups(
-                    files.enter_context(pq.ParquetWriter(path, self._job.schema(part, columns), compression="zstd"))
-                )
+                schema = self._job.schema(part, columns)
+                # Dictionaries of values that seldom repeat cost time and, compressed, more space than they save.
+                writer = pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=["user_id"])
+                writers[part] = _RowGroups(files.enter_context(writer))
             for part, batch in examples.batches:
                 writers[part].write(batch)
                 kept[part] += len(batch)

@@ -22,7 +22,7 @@ from features.hashing import combine, hash_strings
 from features.settings import Settings
 from features.shards import EventRows, Shard
 from features.spec import FeatureSpec
-from features.splits import Part, Split
+from features.splits import PARTS, Part, Split
 from features.tables import TIMESTAMP
 
 _CHUNK = 8192  # examples joined at a time: their windows fit in the processor's cache
@@ -115,7 +115,7 @@ def ranking_labels(shard: Shard, split: Split, config: RankingExamplesConfig) ->
 
 
 def impression_watch_times(shard: Shard) -> np.ndarray:
-    """float32 `[rows]` seconds watched of every impression, NaN where not known.
+    """float32 `[rows]` seconds watched of every clicked impression, NaN where not known.
 
     The impressions' own `watch_time_s` or, where that is absent or null, the one of the watch it led to: of the same
     `impression_id` or, where one of the two has none, the same user, video and moment.
@@ -127,10 +127,14 @@ def impression_watch_times(shard: Shard) -> np.ndarray:
     watches = shard.events.get("watches")
     if watches is None or "watch_time_s" not in watches.table.column_names:
         return own
+    clicked = numbers(rows.table["clicked"]) == 1
     times = numbers(watches.table["watch_time_s"])
-    for match in (_watch_by_impression_id(rows, watches), _watch_by_moment(rows, watches)):
-        found = np.isnan(own) & (match >= 0)
-        own[found] = times[match[found]]
+    for watch_of in (_watch_by_impression_id, _watch_by_moment):
+        unknown = np.isnan(own) & clicked
+        if unknown.any():
+            match = watch_of(rows, watches)
+            found = unknown & (match >= 0)
+            own[found] = times[match[found]]
     return own
 
 
@@ -197,7 +201,7 @@ def ranking_examples(
     encoder: Encoder,
     lists: FeatureListConfig,
     utc_offset_s: float,
-) -> Iterator[tuple[np.ndarray, pa.Table]]:
+) -> Iterator[tuple[Part, pa.Table]]:
     """The examples of a shard.
 
     Args:
@@ -209,7 +213,7 @@ def ranking_examples(
       utc_offset_s: local time, for the hour.
 
     Yields:
-      The part int8 `[n]` and the rows `[n]` of `ranking_schema` of some thousand examples, in the shard's order.
+      A part and rows of `ranking_schema`, some thousand at a time, in the shard's order.
     """
     impressions = shard.events["impressions"]
     table = impressions.table
@@ -218,24 +222,27 @@ def ranking_examples(
     history = Histories(shard, encoder, lists)
     clicked = numbers(table["clicked"])
     schema = ranking_schema(spec, "impression_id" in table.column_names)
-    for start in range(0, len(labels.row), _CHUNK):
-        row = labels.row[start : start + _CHUNK]
+    taken_columns = [name for name in ("user_id", "video_id", "impression_id") if name in schema.names]
+    chunks = [
+        (part, of_part[start : start + _CHUNK])
+        for part in PARTS
+        for of_part in [np.flatnonzero(labels.part == part)]
+        for start in range(0, len(of_part), _CHUNK)
+    ]
+    for part, chosen in chunks:
+        row = labels.row[chosen]
         _, first, request = np.unique(labels.group_id[row], return_index=True, return_inverse=True)
         user, snapshot_us = rows.user[row[first]], labels.snapshot_us[row[first]]
         requests = history.at(user, snapshot_us, history.impressions.video[row], request)
-        taken = table.take(pa.array(row))
+        taken = table.select(taken_columns).take(pa.array(row))
         examples: dict[str, pa.Array | pa.ChunkedArray] = {
-            "user_id": taken["user_id"],
-            "video_id": taken["video_id"],
+            **{name: taken[name] for name in taken_columns},
             "timestamp": pa.array(impressions.time_us[row]).cast(TIMESTAMP),
             "snapshot_timestamp": pa.array(labels.snapshot_us[row]).cast(TIMESTAMP),
             "group_id": pa.array(labels.group_id[row]),
             "clicked": pa.array(clicked[row]),
-            "watch_time_s": pa.array(labels.watch_time_s[start : start + _CHUNK]),
+            "watch_time_s": pa.array(labels.watch_time_s[chosen]),
             "weight": pa.array(np.ones(len(row), np.float32)),
             **columns.of(requests, row),
         }
-        if "impression_id" in schema.names:
-            examples["impression_id"] = taken["impression_id"]
-        part = labels.part[start : start + _CHUNK]
         yield part, pa.table([examples[name] for name in schema.names], schema)

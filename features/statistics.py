@@ -58,13 +58,22 @@ class DistinctValues:
         """Adds hashes (uint64 `[n]`, uniform) of values; adding one again changes nothing."""
         if len(self.hashes) == _HASHES:
             hashes = hashes[hashes < self.hashes[-1]]
-        self.hashes = np.union1d(self.hashes, hashes)[:_HASHES]
+        self.hashes = np.union1d(self.hashes, _smallest(hashes))[:_HASHES]
 
     @property
     def estimate(self) -> int:
         if len(self.hashes) < _HASHES:
             return len(self.hashes)
         return round((_HASHES - 1) / (float(self.hashes[-1]) / 2.0**64))
+
+
+def _smallest(hashes: np.ndarray) -> np.ndarray:
+    """The distinct hashes, or at least the smallest 16,384 of them without sorting all."""
+    if len(hashes) > 4 * _HASHES:
+        few = np.unique(hashes[hashes < np.uint64(2**64 // len(hashes) * 2 * _HASHES)])
+        if len(few) >= _HASHES:
+            return few
+    return hashes
 
 
 @dataclass
@@ -82,16 +91,19 @@ class FrequentValues:
 
     def add(self, counts: pa.Table, error: int = 0) -> None:
         """Adds counts (schema `COUNTS`) that are too low by at most `error`."""
-        total = add_counts([self.counts, counts])
         self.error += error
-        if total.num_rows > self.capacity:
-            # What the (capacity + 1)th value has is taken off every value: so many of each went unheld.
-            rank = total.num_rows - self.capacity - 1
-            excess = int(np.partition(total["count"].to_numpy(), rank)[rank])
-            left = pc.subtract(total["count"], excess)
-            total = total.set_column(1, COUNTS.field(1), left).filter(pc.greater(left, 0))
-            self.error += excess
-        self.counts = total
+        # Most values of a batch are rare: they go before the tables are joined, not after.
+        self.counts = self._pruned(add_counts([self.counts, self._pruned(counts)]))
+
+    def _pruned(self, counts: pa.Table) -> pa.Table:
+        """Takes what the (capacity + 1)th value has off every value: so many of each go unheld."""
+        if counts.num_rows <= self.capacity:
+            return counts
+        rank = counts.num_rows - self.capacity - 1
+        excess = int(np.partition(counts["count"].to_numpy(), rank)[rank])
+        self.error += excess
+        left = pc.subtract(counts["count"], excess)
+        return counts.set_column(1, COUNTS.field(1), left).filter(pc.greater(left, 0))
 
     def top(self, n: int) -> list[dict[str, Any]]:
         """The n largest counts, ties by value."""

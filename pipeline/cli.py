@@ -151,5 +151,28 @@ def recommend(
     recommend_from(workdir, user, page, device, count, _console())
 
 
+def _experiments() -> str:
+    """The experiments, one line each, for the help."""
+    from benchmarks.covington2016 import EXPERIMENTS
+
+    return "\n\n".join(f"[bold]{name}[/bold]: {about}" for name, about in EXPERIMENTS.items())
+
+
+@app.command(no_args_is_help=True, help=f"A result of the paper, beside the paper's figures.\n\n{_experiments()}")
+def reproduce(
+    name: Annotated[str, typer.Argument(help="An experiment, see above.")],
+    scale: Annotated[str, typer.Option(help="smoke: seconds, says that it runs; full: the figures.")] = "full",
+    source: Annotated[str, typer.Option(help="simulator or kuairand.")] = "simulator",
+    set_: SetOption = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Results folder.  [default: benchmarks/results in a checkout, else results]")
+    ] = None,
+    workdir: Annotated[Path, typer.Option(help="Where data and trained variants are kept.")] = Path("runs/reproduce"),
+) -> None:
+    from benchmarks.reproduce import reproduce as run_experiment
+
+    run_experiment(name, scale, source, set_ or [], output, workdir, _console())
+
+
 if __name__ == "__main__":
     main()

@@ -32,6 +32,14 @@ def read(model: type[T], name: str, overrides: Sequence[str] = ()) -> T:
     Raises:
       ConfigError: no such file, not YAML, an unknown key (the nearest one is named), or a value that does not fit.
     """
+    value, where = read_settings(name)
+    for override in overrides:
+        apply_override(value, override)
+    return validate(model, value, where)
+
+
+def read_settings(name: str) -> tuple[dict[str, Any], str]:
+    """The settings of a configuration as they stand in its file, and the file; arguments and errors as of `read`."""
     text, where = _text_of(name)
     try:
         value = yaml.safe_load(text)
@@ -39,9 +47,7 @@ def read(model: type[T], name: str, overrides: Sequence[str] = ()) -> T:
         raise ConfigError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(value, dict):
         raise ConfigError(f"{where}: expected a mapping of settings, found {type(value).__name__}")
-    for override in overrides:
-        apply_override(value, override)
-    return validate(model, value, where)
+    return value, where
 
 
 def validate(model: type[T], value: Mapping[str, Any], where: str) -> T:

@@ -1,0 +1,206 @@
+"""What experiments share: worlds whose data is prepared once, variants that are trained once, and verdicts.
+
+A world is a run's folder with everything before training. A variant is a model trained on it; what it answers on the
+test part is kept beside the data, so that an experiment that was stopped goes on where it was.
+"""
+
+import copy
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from rich.console import Console
+
+from features.artifacts import MANIFEST, file_sha256, fingerprint, is_published, publish
+from pipeline import config_file
+from pipeline.config import RunConfig
+from pipeline.evaluation.bootstrap import Measurement, paired_difference
+from pipeline.evaluation.figures import Difference
+from pipeline.funnel import CONFIG, data_part, model_part, package_version
+from pipeline.run import Run
+from pipeline.sources.simulator_config import SimulatorConfig
+from pipeline.sources.truth import Truth
+from pipeline.stages import execute, locked
+
+DATA_STAGES = ("analyze", "examples", "quantiles")
+
+
+class Scale(StrEnum):
+    """How large an experiment is."""
+
+    SMOKE = "smoke"  # seconds; says that it runs, not what is true
+    FULL = "full"  # the published figures
+
+
+class SourceName(StrEnum):
+    """Whose logs."""
+
+    SIMULATOR = "simulator"
+    KUAIRAND = "kuairand"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the command line asks for.
+
+    Args:
+      name: of the experiment.
+      scale, source: see there.
+      overrides: `key=value` texts on the run's configuration.
+      output: results folder.
+      workdir: where data and variants are kept.
+      console: where it speaks.
+    """
+
+    name: str
+    scale: Scale
+    source: SourceName
+    overrides: tuple[str, ...]
+    output: Path
+    workdir: Path
+    console: Console
+
+    @property
+    def result_name(self) -> str:
+        """Names the published files."""
+        source = "" if self.source == SourceName.SIMULATOR else f"_{self.source}"
+        return self.name + source + ("" if self.scale == Scale.FULL else f"_{self.scale}")
+
+    @property
+    def command(self) -> str:
+        """What repeats it."""
+        settings = [word for override in self.overrides for word in ("--set", override)]
+        return shlex.join(["upnext", "reproduce", self.name, "--scale", self.scale, "--source", self.source, *settings])
+
+    @property
+    def folder(self) -> Path:
+        """Of this experiment's worlds."""
+        return self.workdir / self.name / f"{self.source}-{self.scale}"
+
+    def say(self, text: str) -> None:
+        """One line of progress."""
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def configuration(
+    request: Request, settings: Mapping[str, Any], switches: Mapping[str, float] | None = None
+) -> RunConfig:
+    """The configuration of a world: the experiment's settings, then the caller's, then the simulator's switches."""
+    value: dict[str, Any] = copy.deepcopy(dict(settings))
+    for override in request.overrides:
+        config_file.apply_override(value, override)
+    if switches:
+        value["source"] = {**value["source"], **switches}
+    return config_file.validate(RunConfig, value, f"{request.name} ({request.scale})")
+
+
+def prepare(request: Request, world: str, config: RunConfig) -> Run:
+    """Everything before training, made once for a configuration: tables, vocabularies, examples, quantiles."""
+    folder = request.folder / world
+    run = Run(folder, config, (), request.console)
+    with locked(folder):
+        (folder / CONFIG).write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+        request.console.rule(f"[bold]{request.name}[/bold]: data of the world '{world}'", align="left")
+        execute(data_part(run), folder, request.console, package_version())
+        wanted = [stage for stage in model_part(run) if stage.name in DATA_STAGES]
+        execute(wanted, folder, request.console, package_version())
+    return run
+
+
+def once(
+    run: Run, name: str, settings: Any, read: Sequence[str], make: Callable[[], Mapping[str, np.ndarray]]
+) -> dict[str, np.ndarray]:
+    """The arrays that `make` gives, kept in the run's folder under the settings and the data they depend on.
+
+    Args:
+      run: whose folder.
+      name: of the variant, for people.
+      settings: JSON-serialisable; everything beside the data that the arrays depend on.
+      read: published folders of the run they depend on.
+      make: trains and measures.
+    """
+    manifests = {folder: file_sha256(run.folder / folder / MANIFEST) for folder in read}
+    key = fingerprint({"settings": settings, "read": manifests, "version": package_version()})
+    folder = run.folder / "variants" / f"{name}-{key[:16]}"
+    if not is_published(folder):
+        arrays = dict(make())
+        with publish(folder, {"kind": "variant", "settings": settings}) as temporary:
+            np.savez_compressed(temporary / "arrays.npz", allow_pickle=False, **arrays)
+    with np.load(folder / "arrays.npz", allow_pickle=False) as stored:
+        return dict(stored)
+
+
+def truth_of(run: Run) -> Truth | None:
+    """What is true of the run's simulated logs; None where the logs are real."""
+    return Truth.read(run.folder / "truth") if isinstance(run.config.source, SimulatorConfig) else None
+
+
+def mean_of_seeds(measurements: Sequence[Measurement]) -> Measurement:
+    """One metric of several trainings that differ only in their seed, averaged; over the same draws of users."""
+    first = measurements[0]
+    samples = np.mean([measurement.samples for measurement in measurements], axis=0)
+    value = float(np.mean([measurement.value for measurement in measurements]))
+    return Measurement(first.name, value, samples, first.n, first.population, first.confidence)
+
+
+class Outcome(StrEnum):
+    """What a claim came to."""
+
+    HOLDS = "holds"
+    REVERSED = "does not hold: it is the other way round"
+    NOISE = "lies within noise"
+    VANISHES = "vanishes, as it should"
+    TURNS = "vanishes: it is a disadvantage"
+    STAYS = "does not vanish"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim about the difference of two variants.
+
+    A difference is told from noise where its interval over users does not hold 0 and all seeds agree on its sign.
+
+    Args:
+      text: the claim.
+      difference: of the first variant minus the second, averaged over seeds.
+      by_seed: the same, seed by seed.
+      sign: −1 where the claim is that the difference is negative, 1 where positive.
+      switched_off: the world lacks the cause of the claim, so that the difference is to vanish.
+    """
+
+    text: str
+    difference: Difference
+    by_seed: tuple[float, ...]
+    sign: int
+    switched_off: bool = False
+
+    @property
+    def outcome(self) -> Outcome:
+        inside = not (self.difference.low > 0 or self.difference.high < 0)
+        signs = set(np.sign(self.by_seed).tolist())
+        if inside or len(signs) > 1:
+            return Outcome.VANISHES if self.switched_off else Outcome.NOISE
+        claimed = np.sign(self.difference.value) == self.sign
+        if self.switched_off:
+            return Outcome.STAYS if claimed else Outcome.TURNS
+        return Outcome.HOLDS if claimed else Outcome.REVERSED
+
+    def sentence(self, digits: int = 4) -> str:
+        """The claim, its figure and what it came to."""
+        d = self.difference
+        interval = f"{d.value:+.{digits}f} [{d.low:+.{digits}f}, {d.high:+.{digits}f}]"
+        return f"{self.text}: {interval}: {self.outcome}"
+
+
+def claim(
+    text: str, first: Sequence[Measurement], second: Sequence[Measurement], sign: int, switched_off: bool = False
+) -> Claim:
+    """The claim that `first` minus `second` has a sign; one measurement per seed, in the same order."""
+    difference = paired_difference(mean_of_seeds(first), mean_of_seeds(second))
+    by_seed = tuple(a.value - b.value for a, b in zip(first, second, strict=True))
+    return Claim(text, difference, by_seed, sign, switched_off)

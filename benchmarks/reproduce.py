@@ -1,0 +1,66 @@
+"""What `upnext reproduce` does: checks what is asked for and runs the experiment."""
+
+import difflib
+from collections.abc import Iterable, Sequence
+from importlib import import_module
+from pathlib import Path
+
+from rich.console import Console
+
+from benchmarks.covington2016 import EXPERIMENTS
+from features.errors import ConfigError
+
+ON_REAL_LOGS = ("ranker_layers", "label_choice")
+"""Experiments that a log without searches, demographics and fresh uploads can answer."""
+
+
+def reproduce(
+    name: str,
+    scale: str,
+    source: str,
+    overrides: Sequence[str],
+    output: Path | None,
+    workdir: Path,
+    console: Console,
+) -> None:
+    """Runs one experiment and publishes its result.
+
+    Args:
+      name: of `EXPERIMENTS`.
+      scale: `smoke` or `full`.
+      source: `simulator` or `kuairand`.
+      overrides: `key=value` texts on the run's configuration.
+      output: results folder; None: the default of `report.results_folder`.
+      workdir: where data and variants are kept.
+      console: where it speaks.
+
+    Raises:
+      ConfigError: there is no such experiment, scale or source, or the source has not what the experiment needs.
+    """
+    _one_of("experiment", name, EXPERIMENTS)
+    # Imported here: they bring TensorFlow.
+    from benchmarks.experiments import Request, Scale, SourceName
+    from benchmarks.report import results_folder
+    from pipeline.quiet_start import find_devices
+
+    _one_of("scale", scale, list(Scale))
+    _one_of("source", source, list(SourceName))
+    if source == SourceName.KUAIRAND and name not in ON_REAL_LOGS:
+        raise ConfigError(
+            f"{name}: {source} has not what it needs (searches, demographics, uploads through the window, the truth); "
+            f"on {source} there are {', '.join(ON_REAL_LOGS)}"
+        )
+    find_devices()
+    request = Request(
+        name, Scale(scale), SourceName(source), tuple(overrides), output or results_folder(), workdir, console
+    )
+    import_module(f"benchmarks.covington2016.{name}").reproduce(request)
+
+
+def _one_of(what: str, value: str, known: Iterable[str]) -> None:
+    names = [str(name) for name in known]
+    if value in names:
+        return
+    near = difflib.get_close_matches(value, names, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(names)}"
+    raise ConfigError(f"{what} {value!r}: no such {what}; {hint}")

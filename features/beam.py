@@ -38,6 +38,28 @@ FILES_PER_PLAN = 256
 _LOCAL_RUNNERS = frozenset({None, "DirectRunner", "SwitchingDirectRunner", "FnApiRunner"})
 
 
+class TableCoder(beam.coders.Coder):
+    """Arrow's stream format for batches between stages, and their size for Beam's samples without writing them."""
+
+    def encode(self, value: pa.Table) -> bytes:
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, value.schema) as writer:
+            writer.write_table(value)
+        return sink.getvalue().to_pybytes()
+
+    def decode(self, encoded: bytes) -> pa.Table:
+        return pa.ipc.open_stream(encoded).read_all()
+
+    def estimate_size(self, value: pa.Table) -> int:
+        return value.nbytes
+
+    def is_deterministic(self) -> bool:
+        return False
+
+
+beam.coders.registry.register_coder(pa.Table, TableCoder)
+
+
 def make_pipeline(beam_args: Sequence[str] = ()) -> beam.Pipeline:
     """A pipeline on the runner that `beam_args` name, the local one by default; run it with `run`.
 

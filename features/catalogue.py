@@ -28,7 +28,7 @@ from features.artifacts import publish
 from features.errors import ArtifactError, ConfigError, DataError
 from features.spec import FeatureSpec, Kind
 from features.tables import has_table, read_table, table_batches
-from features.vocabulary import CountIds, Vocabulary, count_values
+from features.vocabulary import Vocabulary
 
 VIDEO_SPACES = ("video", "clicked_video")
 """Id spaces whose ids are video ids."""
@@ -87,15 +87,16 @@ def build_catalogue(
 
 def _video_ids(tables: Path, listed: Iterable[pa.Array | pa.ChunkedArray]) -> pa.Array:
     """Every video id of `listed` and of the event tables, once."""
-    counter = CountIds()
-    seen = counter.create_accumulator()
-    for ids in listed:
-        seen = counter.add_input(seen, count_values(ids))
+    ids = pc.unique(pa.chunked_array([chunk for column in listed for chunk in _chunks(column)], pa.string()))
     for name in ("watches", "impressions"):
         if has_table(tables, name):
-            for batch in table_batches(tables, name, ["video_id"]):
-                seen = counter.add_input(seen, count_values(batch["video_id"]))
-    return counter.extract_output(seen)["id"].combine_chunks()
+            for batch in table_batches(tables, name, ["video_id"], dictionaries=True):
+                ids = pc.unique(pa.chunked_array([ids, *(chunk.dictionary for chunk in batch["video_id"].chunks)]))
+    return ids.filter(pc.not_equal(ids, ""))
+
+
+def _chunks(column: pa.Array | pa.ChunkedArray) -> list[pa.Array]:
+    return column.chunks if isinstance(column, pa.ChunkedArray) else [column]
 
 
 def _in_order(ids: pa.Array, vocabulary: Vocabulary) -> pa.Array:

@@ -160,13 +160,21 @@ def read_table(folder: Path, name: str, columns: Sequence[str] | None = None) ->
     return dataset.to_table(columns=None if columns is None else list(columns))
 
 
-def table_batches(folder: Path, name: str, columns: Sequence[str], rows: int = 1 << 20) -> Iterator[pa.Table]:
+def table_batches(
+    folder: Path, name: str, columns: Sequence[str], rows: int = 1 << 20, dictionaries: bool = False
+) -> Iterator[pa.Table]:
     """Columns of table `name` in the order of `table_files`, some `rows` rows at a time, over however many files.
+
+    Args:
+      folder, name, columns: as of `read_table`.
+      rows: held at a time.
+      dictionaries: read text columns as dictionaries, which is faster where values are only counted.
 
     Raises:
       ArtifactError: there is no such table.
     """
-    dataset = ds.dataset([str(file) for file in _required_files(folder, name)], format="parquet")
+    text = ds.ParquetFileFormat(dictionary_columns=list(columns) if dictionaries else None)
+    dataset = ds.dataset([str(file) for file in _required_files(folder, name)], format=text)
     waiting: list[pa.RecordBatch] = []
     held = 0
     for batch in dataset.to_batches(columns=list(columns)):

@@ -10,7 +10,7 @@ from apache_beam.testing.util import assert_that, equal_to
 from rich.console import Console
 
 from features import beam as columnar
-from features.beam import ReadColumns, make_pipeline, run
+from features.beam import ReadColumns, TableCoder, make_pipeline, run
 from features.errors import ConfigError, DataError
 
 
@@ -140,3 +140,13 @@ def test_other_processes_give_the_same(files, beam_args):
     _ = pipeline | ReadColumns(files, ["id", "colour"])
     with pytest.raises(DataError, match=r"part-\d\.parquet: no column colour; every part"):
         run(pipeline, "reading")
+
+
+def test_batches_between_stages_keep_their_types_and_are_measured_without_being_written() -> None:
+    table = pa.table({"id": ["a", None], "when": pa.array([1, 2], pa.timestamp("us", "UTC")), "bag": [[1], []]})
+    coder = beam.coders.registry.get_coder(pa.Table)
+    assert isinstance(coder, TableCoder)
+    assert coder.decode(coder.encode(table)).equals(table)
+    assert coder.decode(coder.encode(table[:0])).equals(table[:0])
+    big = pa.table({"x": pa.array(range(1 << 10), pa.float64())})
+    assert coder.get_impl().estimate_size(big) == 8 << 10  # what is written would hold the schema too

@@ -1,10 +1,11 @@
 """Calibration of expected watch time: a monotone function fitted on impressions the ranker was not trained on.
 
-Impressions are sorted by the raw expectation and cut into bins of equal count; the mean watch time of the bins is made
-to ascend by isotonic regression, and the function is linear between the bins' means and proportional outside them. One
-bin is a single multiplicative factor. The fit is NumPy; the function is a layer, so that its points are saved with the
-weights and it runs inside the exported graph. Being monotone, it never reorders two impressions by their expected
-watch time; the `score` that orders the list does not pass through it.
+Impressions are sorted by the raw expectation and cut into bins of equally many watched impressions, so that all bins'
+mean watch times are about equally certain; the means are made to ascend by isotonic regression, and the function is
+linear between the bins' means and proportional outside them. One bin is a single multiplicative factor. The fit is
+NumPy; the function is a layer, so that its points are saved with the weights and it runs inside the exported graph.
+Being monotone, it never reorders two impressions by their expected watch time; the `score` that orders the list does
+not pass through it.
 """
 
 from dataclasses import dataclass
@@ -22,10 +23,11 @@ from features.settings import Settings
 class CalibrationConfig(Settings):
     """How finely expected watch time is calibrated."""
 
-    # Bins of equal count; 1 is one factor for all. More bins follow the curve closer and average fewer impressions.
+    # Bins of equally many watched impressions; 1 is one factor for all. More bins follow the curve closer and are less
+    # certain, each.
     bins: int = Field(default=10, ge=1)
-    # Fewer bins are used where one would hold less than this many watched impressions on average: a bin's mean watch
-    # time is as uncertain as its few watches are different.
+    # Fewer bins are used where one would hold less than this many watched impressions: a bin's mean watch time is as
+    # uncertain as its few watches are different.
     min_watched_per_bin: int = Field(default=250, ge=1)
 
 
@@ -102,8 +104,7 @@ def fit_watch_time_calibration(
         )
     order = np.argsort(x, kind="stable")
     x, y, w = x[order], y[order], w[order]
-    bins = max(1, min(config.bins, int(np.count_nonzero(y > 0)) // config.min_watched_per_bin))
-    starts = np.linspace(0, len(x), bins, endpoint=False).astype(np.int64)
+    starts = _starts_of_bins(y > 0, config)
     # Bins of equal float32 expectation are one: the layer could not tell them apart.
     means = (np.add.reduceat(w * x, starts) / np.add.reduceat(w, starts)).astype(np.float32)
     starts = starts[np.concatenate([[True], np.diff(means) > 0])]
@@ -117,6 +118,39 @@ def fit_watch_time_calibration(
     # Interpolation between the bins' means does not keep the total; one factor restores it.
     factor = np.sum(w * y) / np.sum(w * CalibrationPoints(raw, actual).apply(x))
     return CalibrationPoints(raw, actual * factor)
+
+
+def _starts_of_bins(watched: np.ndarray, config: CalibrationConfig) -> np.ndarray:
+    """First rows of bins of equally many watched rows, cut midway between two of them."""
+    at = np.flatnonzero(watched)
+    bins = max(1, min(config.bins, len(at) // config.min_watched_per_bin))
+    after = np.arange(1, bins) * len(at) // bins
+    return np.concatenate([[0], (at[after - 1] + at[after] + 2) // 2])
+
+
+def at_equal_rank(before: np.ndarray, after: np.ndarray, weight: np.ndarray | None = None) -> np.ndarray:
+    """For each expectation of one ranker, that of another ranker at the same rank.
+
+    A ranker trained anew on more data, the calibration's impressions among it, has expectations of another level (two
+    trainings differ by several percent), and its own of impressions it was trained on follow their labels too closely
+    to be calibrated on. The distribution of its expectations is hardly touched by that: who is ranked where comes
+    from the ranker that had not seen these impressions, how large the expectation at that rank is from the new one.
+
+    Args:
+      before: float `[n]`, expectations of the ranker that was not trained on these impressions.
+      after: float `[n]`, those of the other ranker for the same impressions.
+      weight: float `[n]`, what each impression counts, default one.
+
+    Returns:
+      float64 `[n]`, ascending where `before` ascends, with the distribution of `after`.
+    """
+    w = np.ones(len(before)) if weight is None else np.asarray(weight, np.float64)
+    order, order_after = np.argsort(before, kind="stable"), np.argsort(after, kind="stable")
+    rank = np.cumsum(w[order]) - w[order] / 2
+    rank_after = np.cumsum(w[order_after]) - w[order_after] / 2
+    found = np.empty(len(before))
+    found[order] = np.interp(rank, rank_after, np.asarray(after, np.float64)[order_after])
+    return found
 
 
 class WatchTimeCalibration(tf_keras.layers.Layer):

@@ -320,12 +320,8 @@ class Ranker(tfrs.models.Model):
             LabelStatistics(**description["labels"]),
         )
 
-    def calibrate(self, batches: Iterable[Mapping[str, tf.Tensor]]) -> None:
-        """Fits the calibration of expected watch time on labelled batches the ranker was not trained on.
-
-        Raises:
-          DataError: there is no watch time in the batches, or the ranker diverged.
-        """
+    def expectations(self, batches: Iterable[Mapping[str, tf.Tensor]]) -> "Expectations":
+        """Raw expectations of labelled batches, with what happened."""
 
         @tf.function(reduce_retracing=True)
         def expect(batch: Mapping[str, tf.Tensor]) -> tf.Tensor:
@@ -337,8 +333,34 @@ class Ranker(tfrs.models.Model):
             weight = np.asarray(batch[WEIGHT]) if WEIGHT in batch else np.ones_like(clicked)
             weight = weight * np.where(clicked > 0, 1, 1 / self.config.negative_keep_rate)
             columns.append((expect(batch).numpy(), np.where(clicked > 0, batch[WATCH_TIME_S], 0.0), weight))
-        expected, actual, weights = (np.concatenate(column) for column in zip(*columns, strict=True))
-        self.calibration.assign(fit_watch_time_calibration(expected, actual, self.config.calibration, weights))
+        return Expectations(*(np.concatenate(column) for column in zip(*columns, strict=True)))
+
+    def calibrate(self, expectations: "Expectations") -> None:
+        """Fits the calibration of expected watch time.
+
+        Args:
+          expectations: of impressions the ranker was not trained on; or those of a ranker that was not, brought to
+            this one's level by `models.calibration.at_equal_rank`.
+
+        Raises:
+          DataError: there is no watch time in them, or the ranker diverged.
+        """
+        points = fit_watch_time_calibration(
+            expectations.raw_s, expectations.watch_time_s, self.config.calibration, expectations.weight
+        )
+        self.calibration.assign(points)
+
+
+class Expectations(NamedTuple):
+    """Raw expectations beside what happened, float `[n]` each.
+
+    `raw_s`: expected watch time before calibration; `watch_time_s`: what was watched, 0 where not clicked; `weight`:
+    what each impression counts, `1 / keep rate` for down-sampled negatives.
+    """
+
+    raw_s: np.ndarray
+    watch_time_s: np.ndarray
+    weight: np.ndarray
 
 
 def _require(what: str, names: Iterable[str], found: Mapping[str, Any]) -> None:

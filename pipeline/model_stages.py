@@ -13,9 +13,10 @@ from features.example_reader import ExampleSet
 from features.spec import FeatureSpec, Kind
 from features.splits import Part
 from features.vocabulary import Vocabulary
+from models.calibration import at_equal_rank
 from models.candidate_generator import LABEL, WEIGHT
 from models.co_watch_embeddings import CoWatchConfig, co_watch_embeddings, entries_of_bags
-from models.ranker import CLICKED, WATCH_TIME_S, Ranker
+from models.ranker import CLICKED, WATCH_TIME_S, Expectations, Ranker
 from models.sampled_softmax import Loss
 from models.samplers import attach_label_probability, attach_negatives, make_sampler
 from models.two_tower import TwoTower
@@ -84,12 +85,12 @@ def fit_ranker(run: Run) -> Trained:
     validation = columns.validation
     labels = label_statistics(examples, config.model.negative_keep_rate)
     quantiles = read_quantiles(run.features / "quantiles" / "quantiles.json")
-    calibrated: list[np.ndarray] = []
+    unseen: list[Expectations] = []  # of the validation part, by the ranker that was not trained on it
 
-    def calibrate(model: Ranker) -> None:
+    def expect(model: Ranker) -> None:
         if validation is not None:
-            model.calibrate(validation.ordered(8192))
-            calibrated.extend(model.calibration.get_weights())
+            unseen.append(model.expectations(validation.ordered(8192)))
+            model.calibrate(unseen[0])
 
     trained = train(
         lambda: Ranker(config.model, run.specs[RANKER], vocabulary_sizes(run), quantiles, labels),
@@ -99,11 +100,13 @@ def fit_ranker(run: Run) -> Trained:
         evaluate=None if validation is None else lambda model: validation_metrics(model, examples, validation),
         monitor="log_likelihood",
         refit_columns=columns.together,
-        on_validated=calibrate,
+        on_validated=expect,
     )
-    if calibrated:
-        # Found by a model that had not seen the validation part; the refitted one has.
-        trained.model.calibration.set_weights(calibrated)
+    if unseen and trained.refit_history:
+        assert validation is not None
+        refitted = trained.model.expectations(validation.ordered(8192))
+        raw_s = at_equal_rank(unseen[0].raw_s, refitted.raw_s, refitted.weight)
+        trained.model.calibrate(refitted._replace(raw_s=raw_s))
     return trained
 
 

@@ -9,6 +9,7 @@ from models.calibration import (
     CalibrationConfig,
     CalibrationPoints,
     WatchTimeCalibration,
+    at_equal_rank,
     fit_watch_time_calibration,
 )
 
@@ -75,6 +76,43 @@ def test_few_watches_make_few_bins():
     points = fit_watch_time_calibration(expected, watched, CalibrationConfig(bins=10, min_watched_per_bin=9))
     assert len(points.raw_s) <= 2
     assert len(fit_watch_time_calibration(expected, watched, CalibrationConfig()).raw_s) == 1
+
+
+def test_bins_hold_equally_many_watched_impressions():
+    # Watched rows are 3, 4, 6, 9: two bins are cut midway between the second and the third, after row 5.
+    expected, watched = np.arange(1.0, 11.0), np.zeros(10)
+    watched[[3, 4, 6, 9]] = 6.0, 6.0, 10.0, 10.0
+    points = fit_watch_time_calibration(expected, watched, config(2))
+    np.testing.assert_allclose(points.raw_s, [3.5, 8.5])  # means of 1..6 and 7..10
+    assert points.calibrated_s[1] / points.calibrated_s[0] == pytest.approx((20 / 4) / (12 / 6))
+
+
+def test_expectations_at_equal_rank_by_hand():
+    np.testing.assert_allclose(
+        at_equal_rank(np.array([3.0, 1.0, 2.0]), np.array([10.0, 50.0, 20.0])), [50.0, 10.0, 20.0]
+    )
+    # Weights 1 and 3: midpoints of rank are 0.5, 2.5 before and 1.5, 3.5 after.
+    found = at_equal_rank(np.array([1.0, 2.0]), np.array([40.0, 20.0]), np.array([1.0, 3.0]))
+    np.testing.assert_allclose(found, [20.0, 30.0])
+
+
+def test_calibration_is_carried_to_a_ranker_of_another_level_that_has_seen_the_impressions():
+    random = np.random.default_rng(4)
+    truth = random.lognormal(2, 1, 200_000)
+    actual = random.exponential(truth)
+    seen, unseen = slice(0, 100_000), slice(100_000, None)
+    first = truth**0.8 * random.lognormal(0, 0.2, len(truth))
+    second = 1.3 * truth**0.8 * random.lognormal(0, 0.2, len(truth))
+    memory = (actual[seen] / truth[seen]) ** 0.1
+    second[seen] *= memory / memory.mean()
+    raw_s = at_equal_rank(first[seen], second[seen])
+    calibrated = fit_watch_time_calibration(raw_s, actual[seen], CalibrationConfig()).apply(second[unseen])
+    assert calibrated.sum() == pytest.approx(truth[unseen].sum(), rel=0.02)
+    for decile in np.array_split(np.argsort(calibrated), 10):
+        assert calibrated[decile].mean() == pytest.approx(truth[unseen][decile].mean(), rel=0.1)
+    remembered = fit_watch_time_calibration(second[seen], actual[seen], CalibrationConfig()).apply(second[unseen])
+    lowest = np.argsort(remembered)[:10_000]
+    assert remembered[lowest].mean() < 0.9 * truth[unseen][lowest].mean()
 
 
 def test_the_layer_is_the_identity_before_it_is_fitted():

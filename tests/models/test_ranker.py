@@ -232,7 +232,7 @@ def test_calibration_makes_totals_agree_and_leaves_the_scores_alone():
     model = ranker(calibration=CalibrationConfig(bins=4, min_watched_per_bin=10))
     data = batch(400)
     before = model.predictions(model(data))
-    model.calibrate(tf.data.Dataset.from_tensor_slices(data).batch(64))
+    model.calibrate(model.expectations(tf.data.Dataset.from_tensor_slices(data).batch(64)))
     after = model.predictions(model(data))
     assert float(tf.reduce_sum(after.expected_watch_time_s)) == pytest.approx(
         float(tf.reduce_sum(data["watch_time_s"])), rel=1e-4
@@ -245,7 +245,7 @@ def test_calibration_makes_totals_agree_and_leaves_the_scores_alone():
 
 def test_ranker_is_rebuilt_from_its_description_and_weights(tmp_path):
     model = ranker(calibration=CalibrationConfig(bins=4, min_watched_per_bin=10), objective=Objective.UNWEIGHTED)
-    model.calibrate([batch(400)])
+    model.calibrate(model.expectations([batch(400)]))
     tf.train.Checkpoint(layers=list(model.layers)).write(str(tmp_path / "weights"))
     other = Ranker.from_description(json.loads(json.dumps(model.description())), SPEC)
     tf.train.Checkpoint(layers=list(other.layers)).read(str(tmp_path / "weights")).assert_consumed()

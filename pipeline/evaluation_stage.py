@@ -30,6 +30,7 @@ from pipeline.evaluation.ranking_metrics import (
     LOG_LOSS,
     WEIGHTED_PER_USER_LOSS,
     Impressions,
+    evaluate_clicks,
     evaluate_ranking,
 )
 from pipeline.evaluation.retrieval_baselines import ALS, EASE, ITEM_KNN, BaselineResult, evaluate_baselines
@@ -207,9 +208,10 @@ def evaluate_ranker(run: Run) -> Findings:
 
     ranker = load_ranker(run.folder / RANKER_FOLDER)
     told = predictions(ranker, ExampleColumns(examples, (Part.TEST,), ()), at_serving=True)
+    clicks = evaluate_clicks(told["click_probability"], shown, bootstrap)
     measured = {
-        RANKER_NAME: evaluate_ranking(told["score"], shown, bootstrap, told["click_probability"]),
-        CLICK_RANKER: evaluate_ranking(told["click_probability"], shown, bootstrap, told["click_probability"]),
+        RANKER_NAME: evaluate_ranking(told["score"], shown, bootstrap, clicks),
+        CLICK_RANKER: evaluate_ranking(told["click_probability"], shown, bootstrap, clicks),
     }
     methods = [_figures(name, figures) for name, figures in measured.items()]
     logged = predictions(ranker, ExampleColumns(examples, (Part.TEST,), ()))
@@ -222,10 +224,10 @@ def evaluate_ranker(run: Run) -> Findings:
                 config.trees,
                 progress=lambda text: status.update(f"Gradient-boosted trees: {text} ..."),
             )
-        click_probability = trees[TreeVariant.CLICK].predict(test)
+        clicks = evaluate_clicks(trees[TreeVariant.CLICK].predict(test), shown, bootstrap)
         best = best_variant(trees)
         for variant, fitted in trees.items():
-            measured[variant.value] = evaluate_ranking(fitted.predict(test), shown, bootstrap, click_probability)
+            measured[variant.value] = evaluate_ranking(fitted.predict(test), shown, bootstrap, clicks)
             settings = {
                 "parameters": fitted.trials[0].parameters,
                 "rounds": fitted.trials[0].rounds,

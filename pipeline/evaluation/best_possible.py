@@ -8,7 +8,7 @@ import numpy as np
 
 from pipeline.evaluation.bootstrap import Measurement, UserBootstrap
 from pipeline.evaluation.figures import Figure
-from pipeline.evaluation.ranking_metrics import Impressions, evaluate_ranking
+from pipeline.evaluation.ranking_metrics import Impressions, evaluate_clicks, evaluate_ranking
 from pipeline.evaluation.retrieval_metrics import (
     UNWATCHED,
     RetrievalMetricsConfig,
@@ -66,7 +66,8 @@ def best_possible_ranking(
       bootstrap: over `impressions.users`.
     """
     expected = true_click_probability * true_watch_time_if_clicked_s
-    return evaluate_ranking(expected, impressions, bootstrap, true_click_probability)
+    clicks = evaluate_clicks(true_click_probability, impressions, bootstrap)
+    return evaluate_ranking(expected, impressions, bootstrap, clicks)
 
 
 def share_of_best(model: Figure, best: Figure) -> float:

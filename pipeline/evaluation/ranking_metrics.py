@@ -12,6 +12,7 @@ All metrics treat a NaN as the worst score there is: below everything for a clic
 unclicked one.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -160,11 +161,16 @@ def click_log_loss(probabilities: np.ndarray, impressions: Impressions, bootstra
     return bootstrap.ratio(LOG_LOSS, -np.log(likelihood), np.ones(len(clicked)))
 
 
+def evaluate_clicks(probabilities: np.ndarray, impressions: Impressions, bootstrap: UserBootstrap) -> list[Measurement]:
+    """AUC, AUC within page views and log loss of click probabilities `[n]`."""
+    return [*_aucs(probabilities, impressions, bootstrap), click_log_loss(probabilities, impressions, bootstrap)]
+
+
 def evaluate_ranking(
     scores: np.ndarray,
     impressions: Impressions,
     bootstrap: UserBootstrap,
-    click_probabilities: np.ndarray | None = None,
+    clicks: Sequence[Measurement] | None = None,
 ) -> list[Measurement]:
     """The loss and AUCs of one ranker.
 
@@ -172,17 +178,14 @@ def evaluate_ranking(
       scores: `[n]` what orders the list.
       impressions: held-out impressions.
       bootstrap: over `impressions.users`.
-      click_probabilities: `[n]`; if given, the AUCs are of these and the log loss is added. Otherwise of the scores.
+      clicks: of its click probabilities, by `evaluate_clicks`. If not given, the AUCs are of the scores.
     """
-    clicks = scores if click_probabilities is None else click_probabilities
-    measurements = [
-        weighted_per_user_loss(scores, impressions, bootstrap),
-        click_auc(clicks, impressions, bootstrap),
-        grouped_click_auc(clicks, impressions, bootstrap),
-    ]
-    if click_probabilities is not None:
-        measurements.append(click_log_loss(click_probabilities, impressions, bootstrap))
-    return measurements
+    loss = weighted_per_user_loss(scores, impressions, bootstrap)
+    return [loss, *(_aucs(scores, impressions, bootstrap) if clicks is None else clicks)]
+
+
+def _aucs(scores: np.ndarray, impressions: Impressions, bootstrap: UserBootstrap) -> list[Measurement]:
+    return [click_auc(scores, impressions, bootstrap), grouped_click_auc(scores, impressions, bootstrap)]
 
 
 def _runs(changes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

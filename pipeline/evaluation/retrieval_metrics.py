@@ -102,18 +102,19 @@ def target_ranks(scores: np.ndarray, examples: RetrievalTargets) -> Ranks:
     n, videos = len(examples), examples.num_videos
     if scores.shape != (n, videos):
         raise DataError(f"retrieval scores: shape {scores.shape}; expected {(n, videos)} (examples, videos)")
-    scores = np.where(np.isnan(scores), -np.inf, scores)
     known = examples.targets >= 0
     target_columns = np.where(known, examples.targets, 0)
     target_scores = scores[np.arange(n), target_columns]
-    # The target's own score is among those counted, which is the 1 of "1 + others".
-    among_all = np.count_nonzero(scores >= target_scores[:, None], axis=1).astype(np.int64)
+    last = ~(target_scores > -np.inf)  # NaN and -inf: nothing is below
+    # The target's own score is among those counted, which is the 1 of "1 + others". NaN of others is never.
+    counted = (np.count_nonzero(row) for row in scores >= target_scores[:, None])  # by axis it takes ten times as long
+    among_all = np.where(last, videos, np.fromiter(counted, np.int64, n))
 
     watched = examples.watched.tocoo()
     of_example, columns = watched.coords
     present = watched.data != 0
     of_example, columns = of_example[present], columns[present]
-    not_below = scores[of_example, columns] >= target_scores[of_example]
+    not_below = last[of_example] | (scores[of_example, columns] >= target_scores[of_example])
     removed = np.bincount(of_example[not_below], minlength=n)
     rewatched = np.zeros(n, bool)
     rewatched[of_example[columns == target_columns[of_example]]] = True

@@ -46,20 +46,33 @@ class ItemKnn:
 def fit_item_knn(watches: Interactions, neighbours: int, shrinkage: float) -> ItemKnn:
     """Similarities from the user × video matrix of training."""
     matrix = watches.matrix
-    both = (matrix.T @ matrix).tocoo()
-    i, j = both.coords
+    both = (matrix.T @ matrix).tocsr()
+    both.setdiag(0.0)
+    both.eliminate_zeros()
+    both.sort_indices()
     users = np.asarray(matrix.sum(axis=0), np.float64).ravel()
-    different = i != j
-    i, j = i[different], j[different]
-    similarity = both.data[different] / (np.sqrt(users[i] * users[j]) + shrinkage)
-    kept = _largest_of_each_row(i, j, similarity, neighbours)
+    i, j = np.repeat(np.arange(len(users)), np.diff(both.indptr)), both.indices
+    similarity = both.data / (np.sqrt(users[i] * users[j]) + shrinkage)
+    kept = _largest_of_each_row(both.indptr, similarity, neighbours)
     shape = (watches.num_videos, watches.num_videos)
     nearest = sp.csr_matrix((similarity[kept].astype(np.float32), (i[kept], j[kept])), shape=shape)
     return ItemKnn(nearest, watches.watch_counts / watches.watch_counts.sum())
 
 
-def _largest_of_each_row(rows: np.ndarray, columns: np.ndarray, values: np.ndarray, k: int) -> np.ndarray:
-    """Positions of the k largest values of each row; equal ones by column."""
-    order = np.lexsort((columns, -values, rows))
-    starts = np.searchsorted(rows[order], rows[order])
-    return order[np.arange(len(order)) - starts < k]
+def _largest_of_each_row(starts: np.ndarray, values: np.ndarray, k: int) -> np.ndarray:
+    """bool `[n]`: the k largest values of each row; of equal ones the first.
+
+    Args:
+      starts: `[rows + 1]`, row r is `values[starts[r]:starts[r + 1]]`.
+      values: `[n]`.
+      k: at least 1.
+    """
+    kept = np.ones(len(values), bool)
+    # Sorting all rows at once would cost several times as much: only long rows are looked into, and not sorted.
+    for row in np.flatnonzero(np.diff(starts) > k):
+        of_row = values[starts[row] : starts[row + 1]]
+        least = np.partition(of_row, len(of_row) - k)[len(of_row) - k]
+        chosen = of_row > least
+        chosen[np.flatnonzero(of_row == least)[: k - np.count_nonzero(chosen)]] = True
+        kept[starts[row] : starts[row + 1]] = chosen
+    return kept

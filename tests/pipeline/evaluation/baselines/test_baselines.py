@@ -97,6 +97,20 @@ def test_item_knn_keeps_the_nearest_only():
     assert knn.similarity[0, 1] == pytest.approx(1.0)
 
 
+@pytest.mark.parametrize("neighbours", [1, 3, 6])
+def test_of_equally_near_videos_the_first_are_kept(neighbours):
+    rng = np.random.default_rng(3)
+    users, videos = np.nonzero(rng.random((12, 9)) < 0.4)
+    train = Interactions.of(users, videos, np.ones(len(users)), 9)
+    whole = fit_item_knn(train, 9, 0.0).similarity.toarray()
+    assert any(len(set(row[row > 0])) < np.count_nonzero(row) for row in whole)  # there are ties
+    expected = np.zeros_like(whole)
+    for row, values in enumerate(whole):
+        kept = sorted(range(9), key=lambda j: (-values[j], j))[:neighbours]
+        expected[row, kept] = values[kept]
+    np.testing.assert_array_equal(fit_item_knn(train, neighbours, 0.0).similarity.toarray(), expected)
+
+
 def test_videos_without_similarity_follow_by_popularity():
     apart = watches([(1, 0, 1), (1, 1, 1), (2, 2, 1), (3, 2, 1), (4, 3, 1)], num_videos=4)
     scores = fit_item_knn(apart, neighbours=5, shrinkage=0.0).score(histories([0]))[0]
@@ -104,12 +118,13 @@ def test_videos_without_similarity_follow_by_popularity():
     assert scores[1] > 0 > scores[2] > scores[3] == scores[0]
 
 
+@pytest.mark.parametrize("num_users", [40, 4])  # more and fewer than videos
 @pytest.mark.parametrize("regularisation", [0.5, 20.0])
-def test_ease_equals_the_closed_form_in_double_precision(regularisation):
+def test_ease_equals_the_closed_form_in_double_precision(regularisation, num_users):
     rng = np.random.default_rng(0)
-    users, videos = np.nonzero(rng.random((40, 9)) < 0.3)
+    users, videos = np.nonzero(rng.random((num_users, 9)) < 0.3)
     train = Interactions.of(users, videos, np.ones(len(users)), 9)
-    X = np.zeros((40, 9))
+    X = np.zeros((num_users, 9))
     X[users, videos] = 1
     P = np.linalg.inv(X.T @ X + regularisation * np.eye(9))
     B = -P / np.diag(P)

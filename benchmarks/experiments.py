@@ -77,11 +77,6 @@ class Request:
         settings = [word for override in self.overrides for word in ("--set", override)]
         return shlex.join(["upnext", "reproduce", self.name, "--scale", self.scale, "--source", self.source, *settings])
 
-    @property
-    def folder(self) -> Path:
-        """Of this experiment's worlds."""
-        return self.workdir / self.name / f"{self.source}-{self.scale}"
-
     def say(self, text: str) -> None:
         """One line of progress."""
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
@@ -100,8 +95,11 @@ def configuration(
 
 
 def prepare(request: Request, world: str, config: RunConfig) -> Run:
-    """Everything before training, made once for a configuration: tables, vocabularies, examples, quantiles."""
-    folder = request.folder / world
+    """Everything before training, made once for a configuration: tables, vocabularies, examples, quantiles.
+
+    The folder is named by the configuration, so that experiments with the same world share it.
+    """
+    folder = request.workdir / f"{config.name}-{world}-{fingerprint(config.model_dump(mode='json'))[:10]}"
     run = Run(folder, config, (), request.console)
     with locked(folder):
         (folder / CONFIG).write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))

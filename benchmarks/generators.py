@@ -1,0 +1,130 @@
+"""Candidate-generator variants of an experiment: trained once per seed, judged on the next watches of the test part."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from benchmarks.experiments import Request, once
+from features.example_reader import ExampleSet
+from features.spec import FeatureSpec
+from features.splits import Part
+from models.candidate_generator import CandidateGenerator
+from pipeline.config import GeneratorConfig
+from pipeline.evaluation.baselines.interactions import RetrievalExamples
+from pipeline.evaluation.bootstrap import Measurement
+from pipeline.evaluation.retrieval_metrics import Ranks, RetrievalTargets, evaluate_ranks, rank_examples
+from pipeline.input_pipeline import ExampleColumns
+from pipeline.model_stages import fit_generator
+from pipeline.run import GENERATOR, Run
+from pipeline.vectors import catalogue_vectors, query_vectors
+
+READ = ("features/vocabularies", "features/catalogue", "examples/candidate_generation")
+MAP = "MAP@20"
+
+More = Callable[[CandidateGenerator], Mapping[str, np.ndarray]]
+
+
+def simulator_settings(full: bool) -> dict[str, Any]:
+    """A platform whose last two days are the test, the day before them validation; shared by three experiments.
+
+    The model is the paper's: towers that end in a ReLU layer, output embeddings that start at random, and no output
+    attributes; all variants train alike, the epoch being chosen on the validation day.
+    """
+    scale = {"users": 4000, "videos": 600, "uploaders": 80, "days": 28, "steps_per_user": 40.0}
+    small = {"users": 200, "videos": 100, "uploaders": 24, "topics": 8, "days": 8, "steps_per_user": 20.0}
+    training = {"epochs": 12 if full else 1, "batch_size": 512, "patience": 1, "refit": False, "checkpoints": False}
+    model: dict[str, Any] = {"dimension": 64 if full else 8, "depth": 1, "loss": "full", "output_attributes": {}}
+    return {
+        "name": "generators",
+        "source": {"kind": "simulator", **(scale if full else small)},
+        "split": {"t0": "2025-02-01T00:00:00Z" if full else "2025-01-12T00:00:00Z", "gap_hours": 0, "refit": False},
+        "candidate_examples": {"labels_per_user": 24, "evaluation_labels_per_user": None},
+        "generator": {"model": model, "training": training},
+        "ranker": None,
+    }
+
+
+def generator_answers(
+    request: Request,
+    run: Run,
+    name: str,
+    model: Mapping[str, Any],
+    seed: int,
+    without: Sequence[str] = (),
+    more: More | None = None,
+) -> dict[str, np.ndarray]:
+    """Trains the run's candidate generator with some settings changed and ranks the test labels by it.
+
+    Args:
+      request: where it speaks.
+      run: the world.
+      name: of the variant.
+      model: settings of `TwoTowerConfig` in place of the run's.
+      seed: of the training.
+      without: query features the model does not see.
+      more: further answers of the trained model.
+
+    Returns:
+      `among_all`, `among_unwatched` `[examples]` ranks of the labels; `validation_map` `[epochs]`, the chosen `epoch`
+      `[1]`; and what `more` gives.
+    """
+    settings = run.config.generator.model_dump(mode="json")
+    settings |= {"model": {**settings["model"], **model}, "training": {**settings["training"], "seed": seed}}
+    config = GeneratorConfig.model_validate(settings)
+    variant = replace(run, config=run.config.model_copy(update={"generator": config}))
+    spec = FeatureSpec(tuple(f for f in run.specs[GENERATOR].features if f.name not in without))
+
+    def train() -> dict[str, np.ndarray]:
+        request.say(f"training {name}, seed {seed} ...")
+        trained = fit_generator(variant, spec)
+        ranks = HeldOutWatches(run).ranks(trained.model)
+        return {
+            "among_all": ranks.among_all,
+            "among_unwatched": ranks.among_unwatched,
+            "validation_map": np.array(trained.history[MAP]),
+            "epoch": np.array([trained.epochs]),
+            **(more(trained.model) if more else {}),
+        }
+
+    identity = {"generator": config.model_dump(mode="json"), "features": [f.name for f in spec.features]}
+    answers = once(run, name, identity, READ, train)
+    epoch = int(answers["epoch"][0])
+    request.say(f"{name}, seed {seed}: validation MAP {answers['validation_map'][epoch - 1]:.4f} after {epoch} epochs")
+    return answers
+
+
+@dataclass(frozen=True)
+class HeldOutWatches:
+    """The test examples of a world: the next watches of its users, over the whole catalogue.
+
+    Args:
+      run: the world.
+    """
+
+    run: Run
+
+    @cached_property
+    def examples(self) -> ExampleSet:
+        return ExampleSet(self.run.examples(GENERATOR))
+
+    @cached_property
+    def targets(self) -> RetrievalTargets:
+        catalogue = self.run.encoder.catalogue
+        classes = int(np.count_nonzero(catalogue["video"].to_numpy()))
+        columns_of_rows = np.arange(classes + 1) - 1
+        return RetrievalExamples.from_table(self.examples.read(Part.TEST), columns_of_rows, len(catalogue)).targets
+
+    def ranks(self, model: CandidateGenerator) -> Ranks:
+        """Ranks of the labels by a trained model."""
+        queries = query_vectors(model, ExampleColumns(self.examples, (Part.TEST,), ()))
+        vectors = catalogue_vectors(model, self.run.encoder.catalogue)
+        return rank_examples(lambda rows: queries[rows] @ vectors.T, self.targets)
+
+    def map(self, answers: Mapping[str, np.ndarray]) -> Measurement:
+        """MAP among all videos, averaged over users."""
+        ranks = Ranks(answers["among_all"], answers["among_unwatched"])
+        measured = evaluate_ranks(ranks, self.targets.users, self.run.config.evaluation.retrieval)
+        return next(measurement for measurement in measured if measurement.name == MAP)

@@ -27,7 +27,15 @@ from pipeline.sources.simulator_config import SimulatorConfig
 from pipeline.sources.truth import Truth
 from pipeline.stages import execute, locked
 
+MODELS = {"name", "about", "generator", "ranker", "export", "evaluation"}
+"""Settings that nothing before training depends on, but for whether there is a ranker."""
 DATA_STAGES = ("analyze", "examples", "quantiles")
+
+
+SMOKE_PLATFORM = {"users": 200, "videos": 100, "uploaders": 24, "topics": 8, "days": 8, "steps_per_user": 20.0}
+"""Scale of the simulator at `Scale.SMOKE`."""
+SMOKE_SETTINGS: dict[str, Any] = {"shards": {"num_shards": 2}, "leakage": {"examples_per_part": 8, "shards": 1}}
+"""What makes a small world's data quickly."""
 
 
 class Scale(StrEnum):
@@ -97,9 +105,10 @@ def configuration(
 def prepare(request: Request, world: str, config: RunConfig) -> Run:
     """Everything before training, made once for a configuration: tables, vocabularies, examples, quantiles.
 
-    The folder is named by the configuration, so that experiments with the same world share it.
+    The folder is named by what the data depends on, so that experiments with the same world share it.
     """
-    folder = request.workdir / f"{config.name}-{world}-{fingerprint(config.model_dump(mode='json'))[:10]}"
+    made_of = config.model_dump(mode="json", exclude=MODELS) | {"ranker": config.ranker is not None}
+    folder = request.workdir / f"{world}-{fingerprint(made_of)[:12]}"
     run = Run(folder, config, (), request.console)
     with locked(folder):
         (folder / CONFIG).write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.experiments import Request, once
+from benchmarks.experiments import SMOKE_PLATFORM, SMOKE_SETTINGS, Request, once
 from features.example_reader import ExampleSet
 from features.spec import FeatureSpec
 from features.splits import Part
@@ -34,16 +34,16 @@ def simulator_settings(full: bool) -> dict[str, Any]:
     attributes; all variants train alike, the epoch being chosen on the validation day.
     """
     scale = {"users": 4000, "videos": 600, "uploaders": 80, "days": 28, "steps_per_user": 40.0}
-    small = {"users": 200, "videos": 100, "uploaders": 24, "topics": 8, "days": 8, "steps_per_user": 20.0}
     training = {"epochs": 12 if full else 1, "batch_size": 512, "patience": 1, "refit": False, "checkpoints": False}
     model: dict[str, Any] = {"dimension": 64 if full else 8, "depth": 1, "loss": "full", "output_attributes": {}}
     return {
         "name": "generators",
-        "source": {"kind": "simulator", **(scale if full else small)},
+        "source": {"kind": "simulator", **(scale if full else SMOKE_PLATFORM)},
         "split": {"t0": "2025-02-01T00:00:00Z" if full else "2025-01-12T00:00:00Z", "gap_hours": 0, "refit": False},
         "candidate_examples": {"labels_per_user": 24, "evaluation_labels_per_user": None},
         "generator": {"model": model, "training": training},
         "ranker": None,
+        **({} if full else SMOKE_SETTINGS),
     }
 
 

@@ -2,8 +2,8 @@
 
 Two candidate generators, with and without example age, are asked at every moment of the training window (example age =
 end of training − moment) for the class probabilities, averaged over users. For every video uploaded in its first half
-the curve after its upload is compared with its true popularity, both relative to the videos from before the window, which
-leaves out the growth of the corpus, as it takes a share from every video. Curves are brought to the same total over
+the curve after its upload is compared with its true popularity, both relative to the videos from before the window:
+a growing corpus takes a share from every video, which is not ageing. Curves are brought to the same total over
 those days, so that only their shape counts:
 
     error = Σ_days |predicted − true| / Σ_days true, summed over videos, resampled by video.

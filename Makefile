@@ -4,9 +4,10 @@ PYTHON ?= $(shell command -v python3.12 >/dev/null 2>&1 && python3.12 --version 
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+PEERS ?= .venv-peers
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test quick lint types clean
+.PHONY: help install demo test quick lint types bench clean
 
 help: ## Lists the commands.
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -36,5 +37,15 @@ lint: $(INSTALLED) ## Style of the code (ruff).
 types: $(INSTALLED) ## Types (mypy).
 	$(BIN)/mypy
 
-clean: ## Removes the virtual environment, caches and runs.
-	rm -rf $(VENV) runs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+bench: $(INSTALLED) $(PEERS)/.installed ## Speed benchmarks, beside peers in an environment of their own (about half an hour).
+	$(BIN)/python -m benchmarks.speed all --peers $(PEERS)/bin/python
+
+$(PEERS)/.installed: benchmarks/speed/requirements-peers.txt
+	$(PYTHON) -m venv $(PEERS)
+	@echo "Installing the peers (several minutes) ..."
+	@while read -r peer; do $(PEERS)/bin/python -m pip install --quiet "$$peer" || \
+		echo "$$peer cannot be installed here; measured without it."; done < $<
+	@touch $@
+
+clean: ## Removes the virtual environments, caches and runs.
+	rm -rf $(VENV) $(PEERS) runs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from rich.console import Console
 
 from features.artifacts import MANIFEST, file_sha256, fingerprint, is_published, publish
@@ -21,7 +20,7 @@ from pipeline import config_file
 from pipeline.config import RunConfig
 from pipeline.evaluation.bootstrap import Measurement, paired_difference
 from pipeline.evaluation.figures import Difference
-from pipeline.funnel import CONFIG, data_part, model_part, package_version
+from pipeline.funnel import data_part, model_part, package_version
 from pipeline.run import Run
 from pipeline.sources.simulator_config import SimulatorConfig
 from pipeline.sources.truth import Truth
@@ -111,7 +110,7 @@ def prepare(request: Request, world: str, config: RunConfig) -> Run:
     folder = request.workdir / f"{world}-{fingerprint(made_of)[:12]}"
     run = Run(folder, config, (), request.console)
     with locked(folder):
-        (folder / CONFIG).write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+        config_file.write_run(folder, config)
         request.console.rule(f"[bold]{request.name}[/bold]: data of the world '{world}'", align="left")
         execute(data_part(run), folder, request.console, package_version())
         wanted = [stage for stage in model_part(run) if stage.name in DATA_STAGES]

@@ -1,7 +1,8 @@
 """Published folders: written whole or not at all.
 
 A folder is built under a temporary name beside its destination, its `manifest.json` is written last, and it is then
-renamed into place. A folder without a manifest does not exist for readers.
+renamed into place; what stood there before is first moved aside in one step, so that it is never there in part. A
+folder without a manifest does not exist for readers.
 """
 
 import hashlib
@@ -44,7 +45,7 @@ def publish(folder: Path, manifest: dict[str, Any]) -> Iterator[Path]:
     folder.parent.mkdir(parents=True, exist_ok=True)
     for stale in folder.parent.glob(f".{folder.name}.*.tmp"):
         _remove_if_abandoned(stale)
-    temporary = folder.parent / f".{folder.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp"
+    temporary = _hidden_name(folder)
     temporary.mkdir()
     try:
         yield temporary
@@ -55,12 +56,37 @@ def publish(folder: Path, manifest: dict[str, Any]) -> Iterator[Path]:
         }
         text = json.dumps({**manifest, "files": files}, indent=2, sort_keys=True, default=str)
         (temporary / MANIFEST).write_text(text + "\n")
-        if folder.exists():
-            shutil.rmtree(folder)
-        temporary.rename(folder)
+        _put_in_place(temporary, folder)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a small text file that is there whole or as it was before."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def _hidden_name(folder: Path) -> Path:
+    return folder.parent / f".{folder.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp"
+
+
+def _put_in_place(new: Path, folder: Path) -> None:
+    """Renames `new` to `folder`; the one that was there stays, whole, where that fails."""
+    if not folder.exists():
+        new.rename(folder)
+        return
+    old = _hidden_name(folder)
+    try:
+        folder.rename(old)
+        new.rename(folder)
+    except BaseException:
+        if old.exists() and not folder.exists():
+            old.rename(folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _remove_if_abandoned(stale: Path) -> None:
@@ -90,15 +116,17 @@ def read_manifest(folder: Path, verify: bool = False) -> Mapping[str, Any]:
     if not path.is_file():
         raise ArtifactError(f"{folder}: no {MANIFEST}, so nothing is published there; run the stage that writes it")
     try:
-        manifest = json.loads(path.read_text())
-    except ValueError as error:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        files = {name: (entry["bytes"], entry["sha256"]) for name, entry in manifest["files"].items()}
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split())
         raise ArtifactError(
-            f"{path}: not readable JSON ({error}); delete the folder and run its stage again"
+            f"{path}: expected a manifest as published, found something else ({reason}); delete {folder} and run again"
         ) from error
-    for name, expected in manifest["files"].items():
+    for name, (size, sha256) in files.items():
         found = folder / name
-        if not found.is_file() or found.stat().st_size != expected["bytes"]:
+        if not found.is_file() or found.stat().st_size != size:
             raise ArtifactError(f"{found}: missing or of another size than published; delete {folder} and run again")
-        if verify and file_sha256(found) != expected["sha256"]:
+        if verify and file_sha256(found) != sha256:
             raise ArtifactError(f"{found}: content differs from what was published; delete {folder} and run again")
     return manifest

@@ -3,7 +3,8 @@
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ import tf_keras
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from features.errors import ConfigError
+from features.artifacts import fingerprint, write_whole
+from features.errors import ArtifactError, ConfigError
 from pipeline.model_folder import weights_checkpoint
 
 Evaluate = Callable[[], dict[str, float]]
@@ -154,7 +156,8 @@ class Validation(tf_keras.callbacks.Callback):
                 "lower its learning_rate"
             )
         if self._chief:
-            weights_checkpoint(self.model).read(str(self._folder / self._best)).assert_consumed()
+            with damaged_checkpoint_named(self._folder):
+                weights_checkpoint(self.model).read(str(self._folder / self._best)).assert_consumed()
 
     @property
     def _best(self) -> str:
@@ -180,14 +183,18 @@ class Resume(tf_keras.callbacks.Callback):
         self.history: dict[str, list[float]] = {}
 
     def restore(self, model: tf_keras.Model) -> int:
-        """Puts back what the last whole checkpoint holds and returns the number of epochs done."""
-        state_file = self._folder / self.STATE
-        if not state_file.is_file():
+        """Puts back what the last whole checkpoint holds and returns the number of epochs done.
+
+        Raises:
+          ArtifactError: the checkpoint is damaged.
+        """
+        state = self._state()
+        if state is None:
             return 0
-        state = json.loads(state_file.read_text())
         model.optimizer.build(model.trainable_variables)
         checkpoint = tf.train.Checkpoint(weights=weights_checkpoint(model), optimizer=model.optimizer)
-        checkpoint.read(str(self._folder / state["checkpoint"])).assert_existing_objects_matched()
+        with damaged_checkpoint_named(self._folder):
+            checkpoint.read(str(self._folder / state["checkpoint"])).assert_existing_objects_matched()
         self.history = state["history"]
         if self._validation is not None:
             self._validation.best_epoch = state["best_epoch"]
@@ -213,15 +220,36 @@ class Resume(tf_keras.callbacks.Callback):
             "stopped": bool(self.model.stop_training),
         }
         # The state file is what makes a checkpoint whole; the one before is removed after it.
-        temporary = self._folder / f".{self.STATE}"
-        temporary.write_text(json.dumps(state))
-        temporary.replace(self._folder / self.STATE)
+        write_whole(self._folder / self.STATE, json.dumps({"state": state, "sha256": fingerprint(state)}))
         _remove_others(self._folder, "epoch-", name)
 
     def stopped(self) -> bool:
         """Whether the run that left the checkpoint had come to its end."""
-        state_file = self._folder / self.STATE
-        return state_file.is_file() and bool(json.loads(state_file.read_text())["stopped"])
+        state = self._state()
+        return state is not None and bool(state["stopped"])
+
+    def _state(self) -> dict[str, Any] | None:
+        """What the state file holds; None where there is none."""
+        file = self._folder / self.STATE
+        if not file.is_file():
+            return None
+        with damaged_checkpoint_named(self._folder):
+            value = json.loads(file.read_text(encoding="utf-8"))
+            if fingerprint(value["state"]) != value["sha256"]:
+                raise ValueError(f"{self.STATE} differs from what was written")
+            return dict(value["state"])
+
+
+@contextmanager
+def damaged_checkpoint_named(folder: Path) -> Iterator[None]:
+    """What TensorFlow says of a damaged checkpoint in `folder`, as an ArtifactError that names it."""
+    try:
+        yield
+    except (AssertionError, ValueError, LookupError, TypeError, tf.errors.OpError) as error:
+        reason = str(error).splitlines()[0][:200]
+        raise ArtifactError(
+            f"{folder}: the checkpoint of a stopped training is damaged ({reason}); delete {folder} and run again"
+        ) from error
 
 
 def _remove_others(folder: Path, start: str, kept: str) -> None:

@@ -1,6 +1,7 @@
 """Configuration files: YAML checked by pydantic; every mistake in one line with the nearest valid name."""
 
 import difflib
+import hashlib
 import typing
 from collections.abc import Mapping, Sequence
 from importlib import resources
@@ -10,9 +11,14 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from features.artifacts import write_whole
 from features.errors import ConfigError
 
 T = TypeVar("T", bound=BaseModel)
+
+RUN_CONFIG = "config.yaml"
+"""The file of a run's folder that holds its configuration."""
+_SEAL = "# SHA-256 of the lines above: "
 
 
 def builtin_names() -> list[str]:
@@ -56,6 +62,34 @@ def validate(model: type[T], value: Mapping[str, Any], where: str) -> T:
         return model.model_validate(value)
     except ValidationError as error:
         raise ConfigError(f"{where}: {_explain(model, error)}") from error
+
+
+def write_run(folder: Path, config: BaseModel) -> None:
+    """Writes a run's configuration, complete, with a last line that tells whether it is as it was written."""
+    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    write_whole(folder / RUN_CONFIG, f"{text}{_SEAL}{_sha256(text)}\n")
+
+
+def read_run(model: type[T], folder: Path) -> T:
+    """Reads the configuration of a run's folder.
+
+    Raises:
+      ConfigError: there is none, or it is not what `write_run` wrote.
+    """
+    path = folder / RUN_CONFIG
+    if not path.is_file():
+        raise ConfigError(f"{folder}: expected a run's folder with {RUN_CONFIG}, found none; run `upnext run` first")
+    text, seal, told = _text_of(str(path))[0].rpartition(_SEAL)
+    if not seal or told.strip() != _sha256(text):
+        raise ConfigError(
+            f"{path}: expected the configuration as the run wrote it, found it changed or cut off; give the run's "
+            "command again, which writes it anew"
+        )
+    return validate(model, yaml.safe_load(text), str(path))
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _text_of(name: str) -> tuple[str, str]:

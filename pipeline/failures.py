@@ -1,6 +1,7 @@
 """What the command line says of an exception: one line, whatever was raised."""
 
 import errno
+import os
 import traceback
 from pathlib import Path
 
@@ -13,6 +14,7 @@ TRACEBACK = "UPNEXT_TRACEBACK"
 
 _ROOT = Path(__file__).resolve().parents[1]
 _ROOMS = ("features", "models", "serving", "pipeline")
+_OUT_OF_SPACE = os.strerror(errno.ENOSPC)
 _OF_THE_SYSTEM = {
     errno.ENOSPC: "no space left; free some or choose another --workdir",
     errno.EDQUOT: "the disk quota is used up; free some or choose another --workdir",
@@ -31,11 +33,13 @@ def one_line(error: BaseException) -> str:
     """
     if isinstance(error, UpnextError):
         return _joined(error)
-    if isinstance(error, MemoryError) or type(error).__name__ == "ResourceExhaustedError":
-        return f"out of memory ({_first(error)}); use a machine with more, or smaller batches, models or vocabularies"
     if isinstance(error, OSError) and not isinstance(error, pa.ArrowException) and error.errno:
         where = f"{error.filename}: " if error.filename else ""
         return where + _OF_THE_SYSTEM.get(error.errno, error.strerror or _joined(error))
+    if _OUT_OF_SPACE in str(error):  # what TensorFlow and Beam make of it has no error number
+        return f"{_first(error)}: {_OF_THE_SYSTEM[errno.ENOSPC]}"
+    if isinstance(error, MemoryError) or type(error).__name__ == "ResourceExhaustedError":
+        return f"out of memory ({_first(error)}); use a machine with more, or smaller batches, models or vocabularies"
     room = type(error).__module__.split(".")[0]
     if room in ("pyarrow", "tensorflow", "tf_keras", "apache_beam", "lightgbm"):
         return f"{room} failed {_place(error)}: {_first(error)}; set {TRACEBACK}=1 to see where"

@@ -7,11 +7,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import yaml
 from rich.console import Console
 from rich.table import Table
 
-from features.artifacts import MANIFEST, publish, read_manifest
+from features.artifacts import publish, read_manifest
 from features.errors import ConfigError
 from features.tables import read_table
 from pipeline import config_file, data_stages, evaluation_stage, export_stage, model_stages
@@ -19,12 +18,12 @@ from pipeline.config import RunConfig
 from pipeline.quiet_start import find_devices
 from pipeline.run import Run
 from pipeline.sources.simulator import SimulatorConfig, simulate
-from pipeline.stages import Stage, damage_named, durations, execute, locked
+from pipeline.stages import Stage, Verified, durations, execute, locked
 from pipeline.strategies import StrategyName, is_further_process, serve_cluster
+from serving.export import RANKING, RETRIEVAL, latest_version
 from serving.recommend import Recommender
 from serving.recommendations_table import recommendations_table
 
-CONFIG = "config.yaml"
 TRAINING_STAGES = ("train-generator", "train-ranker")
 
 
@@ -38,19 +37,21 @@ def package_version() -> str:
 
 def data_part(run: Run) -> list[Stage]:
     """From raw logs to canonical tables: what later stages' features depend on."""
-    outputs: tuple[str, ...] = ("tables", "rejected")
-    if data_stages.file_source(run) is None:
-        outputs += ("truth",)
     return [
         Stage(
             "ingest",
             "raw logs to canonical tables",
             data_stages.ingest_settings(run),
             (),
-            outputs,
+            ("tables", "rejected", *_truth(run)),
             lambda: data_stages.ingest_tables(run),
         )
     ]
+
+
+def _truth(run: Run) -> tuple[str, ...]:
+    """The folder that only the simulator publishes."""
+    return ("truth",) if data_stages.file_source(run) is None else ()
 
 
 def model_part(run: Run) -> list[Stage]:
@@ -127,7 +128,7 @@ def model_part(run: Run) -> list[Stage]:
             "export",
             "SavedModels with index, checked",
             config.export.model_dump(mode="json"),
-            (*features, *examples, *models),
+            ("tables", *features, *examples, *models),
             (export_stage.REPORT,),
             lambda: export_stage.export(run),
             lambda: export_stage.exported_folders(run),
@@ -136,7 +137,7 @@ def model_part(run: Run) -> list[Stage]:
             "evaluate",
             "metrics beside the peers",
             config.evaluation.model_dump(mode="json"),
-            ("tables", *features, *examples, *models),
+            ("tables", *_truth(run), *features, *examples, *models),
             (evaluation_stage.REPORT,),
             lambda: evaluation_stage.evaluate(run),
         ),
@@ -170,13 +171,14 @@ def run_funnel(
         return
     find_devices()
     with locked(folder):
-        (folder / CONFIG).write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+        config_file.write_run(folder, config)
         console.print(f"[bold]{config.name}[/bold] in {folder}")
         ingest = data_part(run)
+        verified = Verified(folder)
         if only in (None, "ingest"):
-            execute(ingest, folder, console, package_version())
+            execute(ingest, folder, console, package_version(), verified)
         if only != "ingest":
-            run.require("tables")
+            verified.check("tables")  # the columns they have decide which stages there are
             stages = model_part(run)
             chosen = [stage for stage in stages if only in (None, stage.name)]
             if not chosen:
@@ -184,7 +186,7 @@ def run_funnel(
                     f"stage {only!r} is not part of this run (there are no impressions or no ranker is configured); "
                     f"its stages: {', '.join(stage.name for stage in [*ingest, *stages])}"
                 )
-            execute(chosen, folder, console, package_version())
+            execute(chosen, folder, console, package_version(), verified)
         if only is None:
             _show_recommendations(run)
             seconds = durations(folder)
@@ -222,17 +224,15 @@ def recommend_from(
     workdir: Path, user: str, page: str | None, device: str | None, count: int, console: Console
 ) -> None:
     """Prints the list for one user from a finished run."""
-    if not (workdir / CONFIG).is_file():
-        raise ConfigError(f"{workdir}: expected a run's folder with {CONFIG}, found none; run `upnext run` first")
-    config = config_file.read(RunConfig, str(workdir / CONFIG))
+    config = config_file.read_run(RunConfig, workdir)
     export, tables = workdir / "export", workdir / "tables"
-    read_manifest(tables)
-    models = [path.parent for path in export.glob(f"*/*/{MANIFEST}")]
+    names = [name for name in (RETRIEVAL, RANKING) if name == RETRIEVAL or (export / name).is_dir()]
+    for folder in (tables, *(latest_version(export / name) for name in names)):
+        read_manifest(folder, verify=True)
     find_devices()
-    with damage_named([tables, *models]):
-        recommender = Recommender(export, tables, config.features)
-        found = recommender.recommend(user, count, request={"page": page, "device": device})
-        console.print(recommendations_table(found, tables))
+    recommender = Recommender(export, tables, config.features)
+    found = recommender.recommend(user, count, request={"page": page, "device": device})
+    console.print(recommendations_table(found, tables))
 
 
 def simulate_to(output: Path, overrides: Sequence[str], console: Console) -> None:

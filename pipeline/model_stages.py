@@ -1,6 +1,7 @@
 """The stages that train: the candidate generator and the ranker."""
 
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -8,8 +9,9 @@ import pyarrow.compute as pc
 from rich.table import Table
 
 from features.analysis import read_quantiles
-from features.artifacts import read_manifest
+from features.artifacts import MANIFEST, file_sha256, read_manifest
 from features.example_reader import ExampleSet
+from features.settings import Settings
 from features.spec import FeatureSpec, Kind
 from features.splits import Part
 from features.vocabulary import Vocabulary
@@ -31,19 +33,22 @@ from pipeline.vectors import padded_rows
 
 GENERATOR_FOLDER = "models/two_tower"
 RANKER_FOLDER = "models/ranker"
+GENERATOR_EXAMPLES = "examples/candidate_generation"
+RANKING_EXAMPLES = "examples/ranking"
 
 
 def train_generator(run: Run) -> None:
     """Publishes `models/two_tower`."""
-    _publish(run, GENERATOR_FOLDER, "two_tower", fit_generator(run))
+    _publish(run, GENERATOR_FOLDER, "two_tower", fit_generator(run, keep=True))
 
 
-def fit_generator(run: Run, spec: FeatureSpec | None = None) -> Trained:
+def fit_generator(run: Run, spec: FeatureSpec | None = None, keep: bool = False) -> Trained:
     """Trains the candidate generator.
 
     Args:
       run: its examples and its configuration.
       spec: the features it sees, of those that the examples hold; None: all of them.
+      keep: leave the checkpoints until `Trained.forget`.
     """
     config = run.config.generator
     features = spec or run.specs[GENERATOR]
@@ -68,16 +73,18 @@ def fit_generator(run: Run, spec: FeatureSpec | None = None) -> Trained:
         evaluate=None if columns.validation is None else _retrieval_map(columns.validation),
         monitor="MAP@20",
         refit_columns=columns.together,
+        identity=_identity(run, config, features, "features/vocabularies", "features/catalogue", GENERATOR_EXAMPLES),
+        keep=keep,
     )
 
 
 def train_ranker(run: Run) -> None:
     """Publishes `models/ranker`."""
-    _publish(run, RANKER_FOLDER, "ranker", fit_ranker(run))
+    _publish(run, RANKER_FOLDER, "ranker", fit_ranker(run, keep=True))
 
 
-def fit_ranker(run: Run) -> Trained:
-    """Trains and calibrates the ranker on the run's examples, as its configuration says."""
+def fit_ranker(run: Run, keep: bool = False) -> Trained:
+    """Trains and calibrates the ranker on the run's examples, as its configuration says; `keep` as above."""
     assert run.config.ranker is not None
     config = run.config.ranker
     examples = ExampleSet(run.examples(RANKER))
@@ -101,6 +108,10 @@ def fit_ranker(run: Run) -> Trained:
         monitor="log_likelihood",
         refit_columns=columns.together,
         on_validated=expect,
+        identity=_identity(
+            run, config, run.specs[RANKER], "features/vocabularies", "features/quantiles", RANKING_EXAMPLES
+        ),
+        keep=keep,
     )
     if unseen and trained.refit_history:
         assert validation is not None
@@ -179,10 +190,17 @@ def label_statistics(examples: ExampleSet, negative_keep_rate: float) -> LabelSt
     return LabelStatistics.of(columns[CLICKED], columns[WATCH_TIME_S], columns[WEIGHT], negative_keep_rate)
 
 
+def _identity(run: Run, config: Settings, spec: FeatureSpec, *read: str) -> dict[str, Any]:
+    """All that a training depends on; checkpoints of any other one are not continued."""
+    manifests = {name: file_sha256(run.folder / name / MANIFEST) for name in read}
+    return {"config": config.model_dump(mode="json"), "features": [asdict(f) for f in spec.features], "read": manifests}
+
+
 def _publish(run: Run, folder: str, kind: str, trained: Trained) -> None:
     figures = {name: getattr(trained, name) for name in ("epochs", "examples_per_second", "seconds")}
     if trained.chief:
         save_model(run.folder / folder, trained.model, kind, trained.history, figures)
+    trained.forget()
     run.console.print(history_table(kind, trained))
 
 

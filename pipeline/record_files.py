@@ -5,6 +5,7 @@ run TensorFlow operations that the coordinator sends them; for them the columns 
 TensorFlow reads by itself: one record is one row's columns, 4-byte numbers one after another.
 """
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ def write_records(columns: ExampleColumns, folder: Path, files: int, rows_at_onc
 
     Args:
       columns: what is written.
-      folder: an empty or new folder.
+      folder: does not exist; it appears when all is written.
       files: number of files, one or more per worker.
       rows_at_once: rows held in memory.
 
@@ -33,8 +34,10 @@ def write_records(columns: ExampleColumns, folder: Path, files: int, rows_at_onc
     for name, (_, dtype) in columns.signature.items():
         if dtype.itemsize != 4:
             raise DataError(f"column {name!r}: expected 4-byte numbers for worker processes, found {dtype}")
-    folder.mkdir(parents=True, exist_ok=True)
-    streams = [(folder / f"part-{index:05d}.records").open("wb") for index in range(files)]
+    partial = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(partial, ignore_errors=True)  # of a killed process
+    partial.mkdir(parents=True)
+    streams = [(partial / f"part-{index:05d}.records").open("wb") for index in range(files)]
     try:
         for batch in columns.ordered(rows_at_once):
             words = [values.reshape(len(values), -1).view(np.int32) for values in batch.values()]
@@ -44,6 +47,7 @@ def write_records(columns: ExampleColumns, folder: Path, files: int, rows_at_onc
     finally:
         for stream in streams:
             stream.close()
+    partial.rename(folder)
     return 4 * sum(int(np.prod(shape)) for shape, _ in columns.signature.values())
 
 

@@ -3,6 +3,9 @@
 A stage reads only what earlier stages published and publishes its own folders. When it is done a small record is
 written: the fingerprint of its configuration and of everything it read, and the manifests it left. A stage whose
 record still holds is skipped, so a killed run continues where it was.
+
+What a stage reads, and what a skipped stage left, is compared with its hashes first, once per command: formats such as
+Parquet would give a flipped byte out as data. Only what a stage left when it came to its end is read by others.
 """
 
 import fcntl
@@ -11,13 +14,13 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from features.artifacts import MANIFEST, file_sha256, fingerprint, is_published, read_manifest
+from features.artifacts import MANIFEST, file_sha256, fingerprint, is_published, read_manifest, write_whole
 from features.errors import ArtifactError, UpnextError
 
 RECORDS = "stages"
@@ -46,17 +49,53 @@ class Stage:
     also: Callable[[], tuple[str, ...]] = tuple
 
 
-def execute(stages: Sequence[Stage], run: Path, console: Console, version: str) -> None:
+class Verified:
+    """Published folders of a run whose files were compared with their hashes by this command: each is read once.
+
+    Args:
+      run: the run's folder.
+    """
+
+    def __init__(self, run: Path) -> None:
+        self._run = run
+        self._manifests: dict[str, str] = {}
+
+    def check(self, *names: str) -> None:
+        """Raises ArtifactError where one of these folders is not published, or differs from what was published."""
+        for name, manifest in _manifest_hashes(names, self._run).items():
+            if self._manifests.get(name) != manifest:
+                read_manifest(self._run / name, verify=True)
+                self._manifests[name] = manifest
+
+    def add(self, *names: str) -> None:
+        """These were published just now, hashed as they were written."""
+        self._manifests |= _manifest_hashes(names, self._run)
+
+
+def execute(
+    stages: Sequence[Stage], run: Path, console: Console, version: str, verified: Verified | None = None
+) -> None:
     """Runs `stages` in order, skipping those whose record holds; one line a stage.
 
+    Args:
+      stages: what is run.
+      run: the run's folder.
+      console: where it speaks.
+      version: of the package; a changed one makes every stage run again.
+      verified: what the command verified already.
+
     Raises:
-      ArtifactError: an input of a stage was never published, or the stage did not publish what it should.
+      ArtifactError: an input of a stage was never published, is not what its stage left or is damaged, or the stage
+        did not publish what it should.
     """
+    verified = verified or Verified(run)
     for stage in stages:
         expected = _fingerprint(stage, run, version)
-        if _holds(stage, run, expected):
+        if _holds(stage, run, expected, verified, console):
             console.print(f"[dim]{stage.name}: unchanged, skipped[/dim]")
             continue
+        _require_finished(stage, run)
+        verified.check(*stage.inputs)
         console.rule(f"[bold]{stage.name}[/bold] {stage.about}", align="left")
         started = time.monotonic()
         with damage_named([run / name for name in stage.inputs]):
@@ -65,6 +104,7 @@ def execute(stages: Sequence[Stage], run: Path, console: Console, version: str) 
         if missing:
             raise ArtifactError(f"stage {stage.name}: ended without publishing {', '.join(missing)} in {run}")
         _write_record(stage, run, expected, time.monotonic() - started)
+        verified.add(*stage.outputs)
         console.print(f"[green]{stage.name}: done in {time.monotonic() - started:.1f} s[/green]")
 
 
@@ -90,8 +130,7 @@ def damage_named(folders: Sequence[Path]) -> Iterator[None]:
 
 def durations(run: Path) -> dict[str, float]:
     """Seconds each recorded stage took, by name, in the order they ended."""
-    records = [json.loads(path.read_text()) for path in (run / RECORDS).glob("*.json")]
-    return {record["stage"]: record["seconds"] for record in sorted(records, key=lambda record: record["ended"])}
+    return {record.stage: record.seconds for record in sorted(_records(run), key=lambda record: record.ended)}
 
 
 @contextmanager
@@ -136,28 +175,59 @@ def _record_path(stage: Stage, run: Path) -> Path:
     return run / RECORDS / f"{stage.name}.json"
 
 
-def _holds(stage: Stage, run: Path, expected: str) -> bool:
+@dataclass(frozen=True)
+class _Record:
+    """What a stage leaves when it came to its end: folder -> SHA-256 of its manifest, among others."""
+
+    stage: str
+    fingerprint: str
+    outputs: dict[str, str]
+    seconds: float
+    ended: float
+
+
+def _read_record(path: Path) -> _Record | None:
+    """A stage's record; None where there is none that can be read."""
     try:
-        record = json.loads(_record_path(stage, run).read_text())
-        left = set(record["outputs"])
-        for name in left:
-            read_manifest(run / name)
-    except (FileNotFoundError, ValueError, ArtifactError):
+        value = json.loads(path.read_text(encoding="utf-8"))
+        outputs = {str(name): str(manifest) for name, manifest in value["outputs"].items()}
+        stage, left = str(value["stage"]), str(value["fingerprint"])
+        return _Record(stage, left, outputs, float(value["seconds"]), float(value["ended"]))
+    except (FileNotFoundError, ValueError, LookupError, TypeError, AttributeError):
+        return None
+
+
+def _records(run: Path) -> list[_Record]:
+    found = (_read_record(path) for path in sorted((run / RECORDS).glob("*.json")))
+    return [record for record in found if record is not None]
+
+
+def _holds(stage: Stage, run: Path, expected: str, verified: Verified, console: Console) -> bool:
+    record = _read_record(_record_path(stage, run))
+    if record is None or record.fingerprint != expected or not set(stage.outputs) <= set(record.outputs):
         return False
-    whole = set(stage.outputs) <= left and record["outputs"] == _manifest_hashes(sorted(left), run)
-    return record["fingerprint"] == expected and whole
+    try:
+        verified.check(*record.outputs)
+        return record.outputs == _manifest_hashes(sorted(record.outputs), run)
+    except ArtifactError as damage:
+        console.print(f"{stage.name}: made again, {damage}", markup=False, soft_wrap=True)
+        return False
+
+
+def _require_finished(stage: Stage, run: Path) -> None:
+    """A stage that was stopped, or not checked to its end, may have published some of its folders already."""
+    left = {name: manifest for record in _records(run) for name, manifest in record.outputs.items()}
+    for name, manifest in _manifest_hashes(stage.inputs, run).items():
+        if left.get(name) != manifest:
+            raise ArtifactError(
+                f"{run / name}: expected what its stage left at its end, found something else (the stage was stopped, "
+                f"or {MANIFEST} is damaged); run that stage, or `upnext run`, again"
+            )
 
 
 def _write_record(stage: Stage, run: Path, expected: str, seconds: float) -> None:
     path = _record_path(stage, run)
     path.parent.mkdir(exist_ok=True)
-    record = {
-        "stage": stage.name,
-        "fingerprint": expected,
-        "outputs": _manifest_hashes((*stage.outputs, *stage.also()), run),
-        "seconds": round(seconds, 3),
-        "ended": time.time(),
-    }
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(record, indent=2) + "\n")
-    temporary.rename(path)
+    outputs = _manifest_hashes((*stage.outputs, *stage.also()), run)
+    record = _Record(stage.name, expected, outputs, round(seconds, 3), time.time())
+    write_whole(path, json.dumps(asdict(record), indent=2) + "\n")

@@ -86,6 +86,7 @@ class Trained:
       seconds: wall time.
       chief: whether this process is the one that publishes.
       refit_history: as `history`, of the training on all parts.
+      forget: removes the checkpoints, where `train` was told to keep them.
     """
 
     model: tf_keras.Model
@@ -95,6 +96,7 @@ class Trained:
     seconds: float
     chief: bool = True
     refit_history: dict[str, list[float]] = field(default_factory=dict)
+    forget: Callable[[], None] = lambda: None
 
 
 Build = Callable[[], tf_keras.Model]
@@ -111,6 +113,8 @@ def train(
     monitor: str = "",
     refit_columns: ExampleColumns | None = None,
     on_validated: Callable[[Any], None] | None = None,
+    identity: Any = None,
+    keep: bool = False,
 ) -> Trained:
     """Trains a model.
 
@@ -119,20 +123,22 @@ def train(
       columns: the training examples.
       config: how.
       work: folder of checkpoints while it runs, shared by all processes of a cluster; a run with the same
-        configuration and data that was killed goes on from there. TensorBoard logs are left there.
+        configuration, data and `identity` that was killed goes on from there. TensorBoard logs are left there.
       transform: adds to each batch in the input pipeline, such as the negatives.
       evaluate: validation metrics of a model, after each epoch.
       monitor: the metric of `evaluate` that chooses the best epoch, greater is better.
       refit_columns: training and validation examples together, for `config.refit`.
       on_validated: is given the model that has not seen the validation part, before the refit.
+      identity: JSON-serialisable; what else the model depends on: its configuration, what was published for it.
+      keep: leave the checkpoints until `Trained.forget`, so that nothing is lost when publishing the model fails.
 
     Returns:
       The model and its history.
     """
     started = time.perf_counter()
     strategy = make_strategy(config.strategy, config.tpu_address, config.min_shard_kib << 10)
-    identity = {"config": config.model_dump(mode="json"), "rows": columns.rows, "paths": list(map(str, columns.paths))}
-    run = _Run(strategy, config, Path(work) / fingerprint(identity)[:16], transform)
+    data = {"config": config.model_dump(mode="json"), "rows": columns.rows, "paths": list(map(str, columns.paths))}
+    run = _Run(strategy, config, Path(work) / fingerprint({**data, "identity": identity})[:16], transform)
     first = run.fit("fit", build, columns, config.epochs, evaluate, monitor)
     if on_validated is not None:
         on_validated(first.model)
@@ -142,9 +148,11 @@ def train(
         second = run.fit("refit", build, refit_columns, first.epochs, None, "")
         model, refit_history = second.model, second.history
         rates = second.examples_per_second or rates
-    run.done()
+    if not keep:
+        run.forget()
     rate = sorted(rates)[len(rates) // 2] if rates else 0.0
-    return Trained(model, history, first.epochs, rate, time.perf_counter() - started, is_chief(strategy), refit_history)
+    seconds = time.perf_counter() - started
+    return Trained(model, history, first.epochs, rate, seconds, is_chief(strategy), refit_history, run.forget)
 
 
 @dataclass(frozen=True)
@@ -251,9 +259,11 @@ class _Run:
 
         return tf_keras.utils.experimental.DatasetCreator(make)
 
-    def done(self) -> None:
-        """Removes checkpoints and records."""
+    def forget(self) -> None:
+        """Removes checkpoints and records; first the files without which a checkpoint does not exist."""
         if is_chief(self.strategy):
+            for state in self.work.glob(f"*/checkpoints/{Resume.STATE}"):
+                state.unlink()
             tf.io.gfile.rmtree(str(self.work))
 
 

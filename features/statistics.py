@@ -273,15 +273,20 @@ SUMMARY_HEADER = ("column", "type", "count", "missing", "distinct", "min", "medi
 def _summary_cells(column: Mapping[str, Any]) -> tuple[str, ...]:
     share = column["missing"] / column["count"] if column["count"] else 0.0
     quantiles = column.get("quantiles", [])
+    of_values: tuple[Any, ...] = (
+        column.get("min"),
+        quantiles[len(quantiles) // 2] if quantiles else None,
+        column.get("max"),
+    )
+    if column["type"].startswith("timestamp"):
+        of_values = tuple(str(value or "")[:19] for value in of_values)  # to the second
     top = ", ".join(f"{entry['value']} ({entry['count']:,})" for entry in column.get("top", [])[:3])
     return (
         column["type"],
         f"{column['count']:,}",
         f"{share:.1%}",
         f"{column['distinct']:,}",
-        _cell(column.get("min")),
-        _cell(quantiles[len(quantiles) // 2] if quantiles else None),
-        _cell(column.get("max")),
+        *map(_cell, of_values),
         top,
     )
 

@@ -1,11 +1,13 @@
 """The stages from raw logs to examples: ingest, analyze, examples, quantiles."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rich.console import JustifyMethod
+from rich.markup import escape
 from rich.table import Table
 
-from features.analysis import analyze_tables, fit_quantiles
+from features.analysis import analyze_tables, fit_quantiles, read_statistics
 from features.artifacts import publish, read_manifest
 from features.catalogue import build_catalogue
 from features.errors import UpnextError
@@ -14,6 +16,7 @@ from features.feature_lists import columns_of, id_sources
 from features.leakage import check_leakage
 from features.shards import write_shards
 from features.spec import Side
+from features.statistics import SUMMARY_HEADER, summary_rows
 from features.vocabulary import Vocabulary
 from features.vocabulary_requests import vocabulary_requests
 from pipeline.run import GENERATOR, RANKER, Run
@@ -23,6 +26,9 @@ from pipeline.sources.kuairand import KuaiRandConfig, KuaiRandSource
 from pipeline.sources.movielens import MovieLensConfig, MovieLensSource
 from pipeline.sources.simulator import SimulatorConfig, simulate
 from pipeline.sources.source import InMemorySource, Source
+
+STATISTICS_REPORT = "reports/statistics"
+_SHOWN_WHOLE = ("column", "count", "missing", "distinct")
 
 
 def file_source(run: Run) -> Source | None:
@@ -70,7 +76,7 @@ def ingest_tables(run: Run) -> None:
 
 
 def analyze(run: Run) -> None:
-    """Publishes `features/vocabularies`, `features/statistics` and `features/catalogue`."""
+    """Publishes `features/vocabularies`, `features/statistics`, `features/catalogue` and `reports/statistics`."""
     requests = vocabulary_requests(id_sources(run.specs, columns_of(run.tables)))
     analyze_tables(
         run.tables, run.features, requests, run.split, run.config.analysis, run.beam_args, console=run.console
@@ -78,8 +84,51 @@ def analyze(run: Run) -> None:
     sizes = read_manifest(run.features / "vocabularies")["sizes"]
     vocabularies = {space: Vocabulary.read(run.features / "vocabularies" / f"{space}.parquet") for space in sizes}
     build_catalogue(run.tables, run.features, vocabularies, run.specs.values())
+    statistics = read_statistics(run.features / "statistics")
+    with publish(run.folder / STATISTICS_REPORT, {"kind": "report"}) as folder:
+        (folder / "statistics.md").write_text(statistics_markdown(statistics))
+    run.console.print(statistics_table(statistics))
     run.console.print("Vocabularies: " + ", ".join(f"{space} {size:,}" for space, size in sizes.items()))
     run.console.print(features_table(run))
+
+
+def statistics_table(statistics: Mapping[str, Mapping[str, Any]]) -> Table:
+    """A line for every column of every table: how many, how many missing, which values.
+
+    Args:
+      statistics: as of `read_statistics`.
+    """
+    rows = [
+        (f"{name}.{column}", *cells)
+        for name, table in statistics.items()
+        for column, _, *cells in summary_rows(table["columns"])
+    ]
+    view = Table(title="Columns (training part)", title_justify="left", box=None)
+    header = [column for column in SUMMARY_HEADER if column != "type"]
+    for column, cells in zip(header, zip(*rows, strict=True), strict=True):
+        # Names and numbers are shown whole; values give way where the terminal is narrow.
+        whole = max(map(len, (column, *cells))) if column in _SHOWN_WHOLE else None
+        justify: JustifyMethod = "right" if whole and column != "column" else "left"
+        view.add_column(column, justify=justify, no_wrap=True, overflow="ellipsis", min_width=whole, max_width=40)
+    for row in rows:
+        view.add_row(*map(escape, row))
+    return view
+
+
+def statistics_markdown(statistics: Mapping[str, Mapping[str, Any]]) -> str:
+    """The same as `statistics_table` for a file, one section per table."""
+    lines = ["# Columns of the training part", ""]
+    for name, table in statistics.items():
+        used, read = (f"{table['rows'][kind]:,}" for kind in ("used", "read"))
+        lines += [f"## {name}", "", f"{used} of {read} rows are in the training part.", ""]
+        lines += [_markdown_row(SUMMARY_HEADER), _markdown_row(["---"] * len(SUMMARY_HEADER))]
+        lines += [_markdown_row(row) for row in summary_rows(table["columns"])]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _markdown_row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(" ".join(cell.replace("|", "\\|").split()) for cell in cells) + " |"
 
 
 def features_table(run: Run) -> Table:

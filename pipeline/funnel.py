@@ -73,7 +73,7 @@ def model_part(run: Run) -> list[Stage]:
             "vocabularies, statistics, catalogue",
             {**seen, "analysis": config.analysis.model_dump(mode="json")},
             ("tables",),
-            ("features/vocabularies", "features/statistics", "features/catalogue"),
+            ("features/vocabularies", "features/statistics", "features/catalogue", data_stages.STATISTICS_REPORT),
             lambda: data_stages.analyze(run),
         ),
         Stage(

@@ -29,7 +29,7 @@ PUBLISHED = {
     *("examples/candidate_generation", "examples/ranking"),
     *("models/two_tower", "models/ranker"),
     *("export/retrieval/1", "export/retrieval_brute_force/1", "export/ranking/1"),
-    *("reports/export", "reports/evaluation"),
+    *("reports/statistics", "reports/export", "reports/evaluation"),
 }
 
 

@@ -125,9 +125,12 @@ def test_summary_rows():
         "region": statistics(pa.array(["DE", "DE", None, "FR"])),
         "age": statistics(pa.array([20.0, 30.0, 40.0]), config=StatisticsConfig(quantiles=3)),
     }
-    region, age = summary_rows(columns)
+    moments = [datetime(2024, 5, 1, 8, minute, tzinfo=UTC) for minute in (1, 2, 3)]
+    columns["time"] = statistics(pa.array(moments, pa.timestamp("us", "UTC")), config=StatisticsConfig(quantiles=3))
+    region, age, time = summary_rows(columns)
     assert region == ("region", "string", "4", "25.0%", "2", "DE", "", "FR", "DE (2), FR (1)")
     assert age == ("age", "double", "3", "0.0%", "3", "20", "30", "40", "")
+    assert time[5:] == ("2024-05-01T08:01:00", "2024-05-01T08:02:00", "2024-05-01T08:03:00", "")
     assert len(region) == len(SUMMARY_HEADER)
 
 

@@ -159,7 +159,11 @@ class _Request:
     def _token_rows(self, feature: Feature, searches: int) -> tf.Tensor:
         """Rows `[B, max_length]` of the last tokens of the last searches, ascending, then padding."""
         queries = self._raw[inputs.QUERIES]
-        queries = tf.ragged.boolean_mask(queries, queries != "")[:, -searches:]
+        given = queries != ""
+        lengths = tf.reduce_sum(tf.cast(given, tf.int64), axis=1)
+        # As tf.ragged.boolean_mask, without its checks of what holds here: they cost half of the time of a request.
+        queries = tf.RaggedTensor.from_row_lengths(tf.boolean_mask(queries, given), lengths, validate=False)
+        queries = queries[:, -searches:]
         tokens = search_tokens(queries.flat_values)
         rows = tokens.with_flat_values(self._tables.rows[str(feature.id_space)].lookup(tokens.flat_values))
         rows = queries.with_flat_values(rows).merge_dims(1, 2)[:, -int(feature.max_length or 0) :]

@@ -6,7 +6,7 @@ what they must agree on.
 
 import tensorflow as tf
 
-from features.search_tokens import DROPPED, code_point_table
+from features.search_tokens import code_point_table
 
 
 def search_tokens(queries: tf.Tensor) -> tf.RaggedTensor:
@@ -22,7 +22,8 @@ def search_tokens(queries: tf.Tensor) -> tf.RaggedTensor:
     codes = tf.strings.unicode_decode(queries, "UTF-8")
     inside = codes.flat_values < tf.size(table)
     replaced = tf.gather(table, tf.where(inside, codes.flat_values, 0))
-    codes = codes.with_flat_values(tf.where(inside, replaced, codes.flat_values))
-    codes = tf.ragged.boolean_mask(codes, codes != DROPPED)
-    unigrams = tf.strings.split(tf.strings.unicode_encode(codes, "UTF-8"))
+    replaced = tf.where(inside, replaced, codes.flat_values)
+    # DROPPED is no code point, so the encoding leaves it out; a ragged mask would cost fifty operations.
+    codes = codes.with_flat_values(replaced)
+    unigrams = tf.strings.split(tf.strings.unicode_encode(codes, "UTF-8", errors="ignore"))
     return tf.concat([unigrams, tf.strings.ngrams(unigrams, 2, separator=" ")], axis=1)

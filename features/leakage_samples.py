@@ -57,9 +57,11 @@ class Sample:
         self._times = sample["timestamp" if self._ranks else "label_timestamp"].cast(pa.int64()).to_pylist()
         needed = {table for feature in self._features for table, _ in source_columns(feature, stored.model)}
         needed.add(request_table(stored.model))
-        self._logs = {name: self._log(shards, shard, name) for name in (*_EVENTS, "users") if name in needed}
+        names = [name for name in (*_EVENTS, "users") if name in needed]
+        logs = {name: self._log(shards, shard, name) for name in names}
+        self._logs = {name: log for name, log in logs.items() if log is not None}
         self._rows: dict[str, dict[str, list[tuple[int, Row]]]] = {
-            name: _by_user(log) for name, log in self._logs.items() if log is not None
+            name: _by_user(log) for name, log in self._logs.items()
         }
         self._lookups = lookups
 
@@ -133,8 +135,6 @@ class Sample:
         tables = {}
         ids = pa.array([f"{i:09d}" for i in range(len(requests))])
         for name, log in self._logs.items():
-            if log is None:
-                continue
             numbers: list[int] = []
             owners: list[int] = []
             for i, (end_us, _, _) in enumerate(requests):
@@ -147,7 +147,7 @@ class Sample:
             )
         shard = make_shard(tables, ids)
         own = self._logs["impressions" if self._ranks else "watches"]
-        table = own.take(pa.array([number for _, number, _ in requests]))  # type: ignore[union-attr]
+        table = own.take(pa.array([number for _, number, _ in requests]))
         for outcome in OUTCOMES:
             if outcome in table.column_names:
                 nothing = pa.nulls(len(table), table[outcome].type)

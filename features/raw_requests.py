@@ -207,7 +207,7 @@ def _history_values(
         values = np.array([*events[column].to_pylist(), None], object)[:-1]
     result = np.append(values, np.array([None], object))[positions]
     if column == "watch_time_s":
-        length_s = np.where(result == None, np.nan, result).astype(np.float32)  # noqa: E711
+        length_s = np.where(_absent(result), np.nan, result).astype(np.float32)
         start_us = np.append(time_us, _ORDER_ONLY)[positions]
         timed = (start_us != _ORDER_ONLY) & ~np.isnan(length_s)
         length_us = np.rint(np.where(timed, length_s, 0).astype(np.float64) * 1e6).astype(np.int64)
@@ -258,9 +258,14 @@ def _objects(values: list) -> np.ndarray:
     return array
 
 
+def _absent(values: np.ndarray) -> np.ndarray:
+    """bool, of the shape of an array of objects: where it holds None."""
+    return np.frompyfunc(lambda value: value is None, 1, 1)(values).astype(bool)
+
+
 def _typed(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
     """Missing values become "" or NaN; booleans 1 and 0."""
     missing: str | float = "" if dtype.kind == "O" else np.nan
     if values.dtype == object:
-        values = np.where(values == None, missing, values)  # noqa: E711
+        values = np.where(_absent(values), missing, values)
     return values.astype(dtype)

@@ -17,7 +17,6 @@ import numpy as np
 import tensorflow as tf
 from pydantic import Field
 
-import models  # noqa: F401  (selects Keras 2 before TensorFlow is imported)
 from features.artifacts import is_published, publish
 from features.errors import ArtifactError
 from features.settings import Settings

@@ -16,7 +16,6 @@ import tensorflow as tf
 from pydantic import Field
 from scann.scann_ops.py import scann_ops
 
-import models  # noqa: F401  (selects Keras 2 before TensorFlow is imported)
 from features.errors import ExportError
 from features.settings import Settings
 
@@ -225,8 +224,8 @@ def _check_ids(vectors: np.ndarray, ids: np.ndarray, available: np.ndarray | Non
         raise ExportError(f"index: no available video among {len(ids)}; the index would answer nothing")
     distinct = set(ids)
     if NO_VIDEO in distinct or len(distinct) != len(ids):
-        seen: set[str] = set()
-        bad = next(i for i in ids if i == NO_VIDEO or i in seen or seen.add(i))  # type: ignore[func-returns-value]
+        values, counts = np.unique(np.asarray(ids, object), return_counts=True)
+        bad = values[(counts > 1) | (values == NO_VIDEO)][0]
         raise ExportError(f"index: video ids must be distinct and not empty, found {bad!r} twice or empty")
 
 

@@ -16,7 +16,6 @@ import pyarrow.dataset as ds
 import scann  # noqa: F401  (registers the operations of an exported index)
 import tensorflow as tf
 
-import models  # noqa: F401  (selects Keras 2 before TensorFlow is imported)
 from features.errors import ArtifactError
 from features.feature_lists import FeatureListConfig
 from features.raw_requests import raw_requests

@@ -5,8 +5,6 @@ from typing import Any, Protocol, TypeAlias
 
 import tensorflow as tf
 
-import models  # noqa: F401  (selects Keras 2 before TensorFlow is imported)
-
 Tensors = dict[str, tf.Tensor]
 ConcreteFunction: TypeAlias = Any  # tf.types.experimental.ConcreteFunction; TensorFlow ships no types
 

@@ -9,7 +9,6 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import tensorflow as tf
 
-import models  # noqa: F401  (selects Keras 2 before TensorFlow is imported)
 from features.errors import ArtifactError
 from features.feature_lists import FeatureListConfig, Model, request_table
 from features.raw_requests import RawInput, logged_requests, raw_requests

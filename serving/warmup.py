@@ -7,8 +7,6 @@ import numpy as np
 import tensorflow as tf
 from tensorflow_serving.apis import model_pb2, predict_pb2, prediction_log_pb2
 
-import models  # noqa: F401  (selects Keras 2 before TensorFlow is imported)
-
 WARMUP_FILE = "assets.extra/tf_serving_warmup_requests"
 
 

@@ -18,7 +18,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
-import models  # noqa: F401  selects Keras 2 before tensorflow-datasets imports TensorFlow
 from features.artifacts import file_sha256
 from features.errors import ConfigError, DataError
 from features.settings import Settings

@@ -121,6 +121,7 @@ def refused(*_, **__):
 
 def silent(*_, **__):
     time.sleep(20)
+    raise TimeoutError("no answer")
 
 
 @pytest.mark.parametrize(("network", "reason"), [(refused, "no route to host"), (silent, "no answer within 0.2 s")])

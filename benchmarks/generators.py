@@ -34,7 +34,9 @@ def simulator_settings(full: bool) -> dict[str, Any]:
     attributes; all variants train alike, the epoch being chosen on the validation day.
     """
     scale = {"users": 4000, "videos": 600, "uploaders": 80, "days": 28, "steps_per_user": 40.0}
-    training = {"epochs": 12 if full else 1, "batch_size": 512, "patience": 1, "refit": False, "checkpoints": False}
+    # Chosen once on the validation day, for all variants: 0.003 reaches a MAP of 0.107 there, 0.001 stops at 0.096.
+    training = {"learning_rate": 0.003, "epochs": 12 if full else 1, "batch_size": 512, "patience": 2}
+    training |= {"refit": False, "checkpoints": False}
     model: dict[str, Any] = {"dimension": 64 if full else 8, "depth": 1, "loss": "full", "output_attributes": {}}
     return {
         "name": "generators",
@@ -81,6 +83,7 @@ def generator_answers(
         request.say(f"training {name}, seed {seed} ...")
         trained = fit_generator(variant, spec)
         ranks = HeldOutWatches(run).ranks(trained.model)
+        trained.forget()
         return {
             "among_all": ranks.among_all,
             "among_unwatched": ranks.among_unwatched,

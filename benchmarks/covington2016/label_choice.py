@@ -20,7 +20,7 @@ from features.candidate_examples import LabelChoice
 from pipeline.config_file import read_settings
 from pipeline.evaluation.bootstrap import Measurement, paired_difference
 
-SEEDS = (1, 2)
+SEEDS = (1,)
 NAMES = {LabelChoice.ROLLBACK: "rollback (next watch)", LabelChoice.RANDOM_HOLD_OUT: "random hold-out"}
 OFF = "no_order"
 SWITCHED_OFF = dict.fromkeys(("series", "freshness", "short_term_taste", "related", "rewatch"), 0.0)

@@ -83,7 +83,6 @@ def generator_answers(
         request.say(f"training {name}, seed {seed} ...")
         trained = fit_generator(variant, spec)
         ranks = HeldOutWatches(run).ranks(trained.model)
-        trained.forget()
         return {
             "among_all": ranks.among_all,
             "among_unwatched": ranks.among_unwatched,

@@ -44,7 +44,6 @@ def ranker_answers(request: Request, run: Run, name: str, model: Mapping[str, An
         columns = ExampleColumns(ExampleSet(run.examples(RANKER)), (Part.TEST,), ())
         logged = predictions(trained.model, columns)
         history = {"validation_loss": np.array(trained.history["validation_loss"]), "epoch": np.array([trained.epochs])}
-        trained.forget()
         return (
             predictions(trained.model, columns, at_serving=True)
             | {f"logged_{key}": value for key, value in logged.items()}

@@ -1,8 +1,6 @@
-"""One small run of the whole funnel on the simulator, shared by the tests that look at what it left."""
+"""One small run of the whole funnel on the simulator; the fixture `funnel` of all tests holds what it left."""
 
 from pathlib import Path
-
-import pytest
 
 from tests.end_to_end.command_line import Answer, upnext
 
@@ -42,14 +40,3 @@ class Funnel:
         """The same command again, with settings changed."""
         settings = [argument for change in changes for argument in ("--set", change)]
         return upnext("run", self.config, "--workdir", folder or self.folder, *settings)
-
-
-@pytest.fixture(scope="session")
-def funnel(tmp_path_factory: pytest.TempPathFactory) -> Funnel:
-    """Read-only for the tests; one that changes something copies the folder."""
-    root = tmp_path_factory.mktemp("funnel")
-    config = root / "tiny.yaml"
-    config.write_text(TINY)
-    made = Funnel(config, root / "run")
-    assert made.said.code == 0, made.said
-    return made

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from features.artifacts import MANIFEST, fingerprint, is_published, publish, read_manifest
+from features.artifacts import MANIFEST, fingerprint, is_published, publish, read_manifest, write_whole
 from features.errors import ArtifactError
 
 
@@ -76,3 +76,46 @@ def test_damage_is_found_and_named(tmp_path: Path, damage: str) -> None:
 def test_fingerprint_ignores_key_order_and_sees_values() -> None:
     assert fingerprint({"a": 1, "b": 2}) == fingerprint(json.loads('{"b": 2, "a": 1}'))
     assert fingerprint({"a": 1}) != fingerprint({"a": 2})
+
+
+@pytest.mark.parametrize("failing", [1, 2])
+def test_a_version_that_cannot_be_replaced_stays_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: int
+) -> None:
+    with publish(tmp_path / "out", {}) as folder:
+        (folder / "a.txt").write_text("old")
+    renamed = []
+    plain = Path.rename
+
+    def rename(self: Path, target: Path) -> Path:
+        renamed.append(target)
+        if len(renamed) == failing:  # the first moves the old one aside, the second puts the new one in place
+            raise OSError(5, "Input/output error")
+        return plain(self, target)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    with pytest.raises(OSError, match="Input/output"), publish(tmp_path / "out", {}) as folder:
+        (folder / "a.txt").write_text("new")
+    assert read_manifest(tmp_path / "out", verify=True)
+    assert (tmp_path / "out/a.txt").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", '{"files": 3}', '{"files": {"a": {"bytes": 1}}}', "\xff"])
+def test_a_manifest_of_another_shape_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / MANIFEST).write_text(text, encoding="latin-1")
+    with pytest.raises(ArtifactError, match=f"{tmp_path}/{MANIFEST}: expected a manifest as published"):
+        read_manifest(tmp_path)
+
+
+def test_a_text_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_whole(tmp_path / "x", "old")
+    monkeypatch.setattr(Path, "write_text", _half_written)
+    with pytest.raises(OSError, match="No space"):
+        write_whole(tmp_path / "x", "newer")
+    assert (tmp_path / "x").read_text() == "old"
+
+
+def _half_written(self: Path, text: str, encoding: str) -> None:
+    self.write_bytes(text[: len(text) // 2].encode(encoding))
+    raise OSError(28, "No space left on device")

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from features.errors import ConfigError
 from features.settings import Settings
-from pipeline.config_file import read
+from pipeline.config_file import read, read_run, write_run
 
 
 class Files(Settings):
@@ -75,3 +75,17 @@ def test_files_that_hold_no_settings_are_refused(tmp_path: Path, text: str, mess
     file.write_text(text)
     with pytest.raises(ConfigError, match=message):
         read(Config, str(file))
+
+
+def test_a_run_s_configuration_is_read_back_only_as_it_was_written(tmp_path: Path) -> None:
+    written = Config(layers=[Layer(units=8)], rate=0.5)
+    write_run(tmp_path, written)
+    assert read_run(Config, tmp_path) == written
+    whole = (tmp_path / "config.yaml").read_text()
+    for damaged in (whole.replace("8", "9", 1), whole.partition("rate")[0], whole[:-2], ""):
+        (tmp_path / "config.yaml").write_text(damaged)
+        with pytest.raises(ConfigError, match=f"{tmp_path}/config.yaml: expected the configuration as the run wrote"):
+            read_run(Config, tmp_path)
+    (tmp_path / "config.yaml").unlink()
+    with pytest.raises(ConfigError, match=r"expected a run's folder with config\.yaml"):
+        read_run(Config, tmp_path)

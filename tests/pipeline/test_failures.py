@@ -63,6 +63,15 @@ def test_running_out_of_memory_is_told_as_such() -> None:
     assert one_line(tf.errors.ResourceExhaustedError(None, None, "OOM when allocating")).startswith("out of memory")
 
 
+def test_a_full_disk_that_tensorflow_or_beam_meets_is_not_told_as_memory() -> None:
+    full = "No space left on device"
+    for error in (
+        tf.errors.ResourceExhaustedError(None, None, f"/x/variables; {full}"),
+        RuntimeError(f"OSError: {full}"),
+    ):
+        assert one_line(error).endswith(f"{full}: no space left; free some or choose another --workdir")
+
+
 def test_a_defect_tells_where_it_is() -> None:
     error = raised_by(lambda: damage_named(None).__enter__().missing)  # type: ignore[arg-type]
     assert one_line(error).startswith("unexpected AttributeError ")

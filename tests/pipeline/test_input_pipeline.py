@@ -194,3 +194,20 @@ def test_mistakes_are_told(examples: ExampleSet, tmp_path: Path):
     wide = publish_examples(tmp_path / "wide", {Part.TRAIN: long_numbers}, CANDIDATE_SPEC, files=1)
     with pytest.raises(DataError, match="'group_id': expected 4-byte numbers"):
         write_records(ExampleColumns(wide, (Part.TRAIN,), ("group_id",)), tmp_path / "records", files=1)
+
+
+def test_records_appear_whole_whatever_a_stopped_process_left(examples: ExampleSet, tmp_path: Path, monkeypatch):
+    columns = columns_of(examples)
+    once = columns.ordered
+
+    def stopped(rows: int):
+        yield next(iter(once(rows)))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(type(columns), "ordered", lambda self, rows: stopped(rows))
+    with pytest.raises(KeyboardInterrupt):
+        write_records(columns, tmp_path / "records", files=2, rows_at_once=10)
+    assert not (tmp_path / "records").exists()
+    monkeypatch.undo()
+    length = write_records(columns, tmp_path / "records", files=2, rows_at_once=10)
+    assert sum(path.stat().st_size for path in tmp_path.rglob("*.records")) == length * columns.rows

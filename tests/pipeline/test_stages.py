@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from features import artifacts
 from features.artifacts import publish
 from features.errors import ArtifactError
 from pipeline.stages import Stage, durations, execute, locked
@@ -99,3 +100,51 @@ def test_a_second_run_in_one_folder_is_refused(tmp_path: Path) -> None:
         refused = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert "in use by process" in refused
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "entered\n"
+
+
+def test_a_flipped_byte_of_an_output_makes_its_stage_run_again_though_the_size_is_the_same(work: Work) -> None:
+    work.execute()
+    (work.run / "a" / "data.txt").write_text("y")
+    assert work.execute() == ["a"]
+    assert (work.run / "a" / "data.txt").read_text() == "x"
+
+
+@pytest.mark.parametrize("damaged", ["a/data.txt", "a/manifest.json"])
+def test_a_stage_alone_refuses_an_input_that_is_not_as_published(work: Work, damaged: str) -> None:
+    work.execute()
+    path = work.run / damaged
+    path.write_text(path.read_text().replace("x", "y") if damaged.endswith("txt") else path.read_text() + " ")
+    (work.run / "stages" / "second.json").unlink()
+    with pytest.raises(ArtifactError, match=r"run/a.*again"):
+        execute(work.stages()[1:], work.run, Console(quiet=True), version="1")
+    assert work.ran == ["a", "b"]
+
+
+def test_what_a_stage_published_before_it_was_stopped_is_not_read(work: Work) -> None:
+    def published_then_stopped() -> None:
+        work._write("a", "half")
+        raise KeyboardInterrupt
+
+    stage = Stage("first", "", {}, (), ("a",), published_then_stopped)
+    with pytest.raises(KeyboardInterrupt):
+        execute([stage], work.run, Console(quiet=True), version="1")
+    with pytest.raises(ArtifactError, match="run/a: expected what its stage left at its end"):
+        execute(work.stages()[1:], work.run, Console(quiet=True), version="1")
+    assert work.execute() == ["a", "b"]
+
+
+def test_an_artifact_is_read_once_a_command_to_verify_it(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+    work.execute()
+    read = []
+    plain = artifacts.file_sha256
+    monkeypatch.setattr(artifacts, "file_sha256", lambda path: read.append(path) or plain(path))
+    work.execute()
+    assert sorted(path.parent.name for path in read) == ["a", "b"]
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"outputs": 3}', '{"stage": "second", "outputs": {}}'])
+def test_a_record_of_another_shape_makes_the_stage_run_again(work: Work, text: str) -> None:
+    work.execute()
+    (work.run / "stages" / "second.json").write_text(text)
+    assert "second" not in durations(work.run)
+    assert work.execute() == ["b"]

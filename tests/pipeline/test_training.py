@@ -325,3 +325,21 @@ def test_strategies_of_several_machines_need_a_cluster(monkeypatch: pytest.Monke
     for name in (StrategyName.MULTI_WORKER, StrategyName.PARAMETER_SERVER):
         with pytest.raises(ConfigError, match="TF_CONFIG"):
             make_strategy(name)
+
+
+def test_checkpoints_stay_until_the_model_is_published_and_only_the_same_training_goes_on_from_them(
+    training_columns: ExampleColumns, negatives: Transform, tmp_path: Path
+):
+    config = TRAINING.model_copy(update={"epochs": 1, "steps_per_epoch": 2})
+
+    def run(identity: str):
+        return train(build, training_columns, config, tmp_path, negatives, identity=identity, keep=True)
+
+    first = run("one")
+    again = run("one")
+    assert again.examples_per_second == 0  # no step was made
+    for one, other in zip(first.model.trainable_variables, again.model.trainable_variables, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert run("another").examples_per_second > 0
+    again.forget()
+    assert len(list(tmp_path.iterdir())) == 1

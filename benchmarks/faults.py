@@ -73,8 +73,8 @@ OUTPUTS = {
 LONG = ("train-generator", "train-ranker", "evaluate", "export")
 """Stages that take more than a second or two: their faults take turns with those of the others."""
 NOTE = (
-    "A damaged file that a later stage reads was refused by that stage first, naming it; it counts as continued where its "
-    "own stage then made it again, which is not tried for models and exports."
+    "A damaged file that a later stage reads was refused by that stage first, naming it; it counts as continued where "
+    "its own stage then made it again, which is not tried for models and exports."
 )
 RECOMMEND = "recommend"
 READERS = {

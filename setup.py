@@ -47,7 +47,10 @@ setup(
             "types-PyYAML",
         ],
     },
-    entry_points={"console_scripts": ["upnext = pipeline.cli:main"]},
+    entry_points={
+        "console_scripts": ["upnext = pipeline.cli:main"],
+        "upnext.commands": ["reproduce = benchmarks.command_line:add_commands"],
+    },
     classifiers=[
         "Programming Language :: Python :: 3.11",
         "Programming Language :: Python :: 3.12",

@@ -3,6 +3,8 @@
 import os
 import sys
 import traceback
+from functools import cache
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -31,12 +33,14 @@ WorkdirOption = Annotated[
 BEAM_HELP = "Options after `--` go to Apache Beam as they are, such as `-- --runner=DataflowRunner --project=...`."
 BEAM_CONTEXT = {"allow_extra_args": True}
 INTERRUPTED = 130
+COMMANDS = "upnext.commands"
+"""Entry point group of functions that add a command to the app."""
 
 
 def main() -> None:
     """Entry point: an error is one line and exit code 1, an interruption one line and 130, never a traceback."""
     try:
-        app()
+        complete_app()()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
@@ -67,7 +71,7 @@ def _say(what: str, message: str) -> None:
     errors.print(message, markup=False)
 
 
-def _console() -> Console:
+def open_console() -> Console:
     """Where a command speaks: as wide as the terminal, or wide enough for the tables where there is none."""
     console = Console()
     return console if console.is_terminal else Console(width=150)
@@ -90,7 +94,7 @@ def _run(context: typer.Context, config: str, set_: list[str] | None, workdir: P
     read_settings(config)  # a file that is not there is said before the libraries are loaded, which takes seconds
     from pipeline.funnel import run_funnel
 
-    run_funnel(config, set_ or [], workdir, beam_options=context.args, only=only, console=_console())
+    run_funnel(config, set_ or [], workdir, beam_options=context.args, only=only, console=open_console())
 
 
 def _add_stage_command(name: str, about: str) -> None:
@@ -126,7 +130,7 @@ def configs() -> None:
     """Lists the built-in configurations."""
     from pipeline.funnel import configurations_table
 
-    _console().print(configurations_table())
+    open_console().print(configurations_table())
 
 
 @app.command()
@@ -137,7 +141,7 @@ def simulate(
     """Writes a simulated platform's logs and their truth, without training anything."""
     from pipeline.funnel import simulate_to
 
-    simulate_to(output, set_ or [], _console())
+    simulate_to(output, set_ or [], open_console())
 
 
 @app.command()
@@ -151,30 +155,15 @@ def recommend(
     """Retrieval, then ranking, from the exported models."""
     from pipeline.funnel import recommend_from
 
-    recommend_from(workdir, user, page, device, count, _console())
+    recommend_from(workdir, user, page, device, count, open_console())
 
 
-def _experiments() -> str:
-    """The experiments, one line each, for the help."""
-    from benchmarks.covington2016 import EXPERIMENTS
-
-    return "\n\n".join(f"[bold]{name}[/bold]: {about}" for name, about in EXPERIMENTS.items())
-
-
-@app.command(no_args_is_help=True, help=f"A result of the paper, beside the paper's figures.\n\n{_experiments()}")
-def reproduce(
-    name: Annotated[str, typer.Argument(help="An experiment, see above.")],
-    scale: Annotated[str, typer.Option(help="smoke: seconds, says that it runs; full: the figures.")] = "full",
-    source: Annotated[str, typer.Option(help="simulator or kuairand.")] = "simulator",
-    set_: SetOption = None,
-    output: Annotated[
-        Path | None, typer.Option(help="Results folder.  [default: benchmarks/results in a checkout, else results]")
-    ] = None,
-    workdir: Annotated[Path, typer.Option(help="Where data and trained variants are kept.")] = Path("runs/reproduce"),
-) -> None:
-    from benchmarks.reproduce import reproduce as run_experiment
-
-    run_experiment(name, scale, source, set_ or [], output, workdir, _console())
+@cache
+def complete_app() -> typer.Typer:
+    """The app with the commands of packages that build on this one and are named under the entry point group."""
+    for entry in entry_points(group=COMMANDS):
+        entry.load()(app)
+    return app
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from typer.main import get_command
 from features.feature_lists import columns_of, default_ranking_features
 from models.raw_inputs import SPECS
 from pipeline import config_file
-from pipeline.cli import app
+from pipeline.cli import complete_app
 from pipeline.config import RunConfig
 from pipeline.sources.files import FilesConfig, FilesSource
 from pipeline.sources.ingest import ingest
@@ -24,7 +24,7 @@ from pipeline.sources.ingest import ingest
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PACKAGES = ("features", "models", "serving", "pipeline", "benchmarks")
-COMMANDS: dict[str, typing.Any] = typing.cast(typing.Any, get_command(app)).commands
+COMMANDS: dict[str, typing.Any] = typing.cast(typing.Any, get_command(complete_app())).commands
 
 
 def block(heading: str, language: str) -> str:

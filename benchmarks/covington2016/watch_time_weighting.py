@@ -3,8 +3,8 @@
 Two rankers on the same impressions: one trained with watch-time weights, ordering by its odds, one with equal weights,
 ordering by the odds of a click. The simulator marks some videos as clickbait: much clicked, little watched.
 
-- Where clickbait stands: the share of the other videos of its page that are scored below it; 0.5 is the middle.
-  Episodes of series are left out, because none of them is clickbait and users return to them.
+- Where clickbait stands: the share of the other videos of its page that are scored below it; 0.5 is the middle,
+  and where its true watch time puts it is what it is worth. Episodes of series are left out, because none of them is clickbait and users return to them.
 - What the odds learn: of constant features they are ΣT / (N − k) = E[T] / (1 − P), which the paper rounds to E[T] where
   clicks are rare (section 4.2). Predicted over true is given for both readings, and for the odds of a click.
 
@@ -111,6 +111,7 @@ class World:
         middle = [constant(found, 0.5) for found in self.stands[CLICKS]]
         return [
             claim("clicks put clickbait above the middle of its page", self.stands[CLICKS], middle, 1),
+            claim("clicks put clickbait above what it is worth", self.stands[CLICKS], self.stands[TRUE_WATCH_TIME], 1),
             claim("watch-time odds put clickbait below the middle of its page", self.stands[WATCH_TIME], middle, -1),
             claim(
                 "watch-time odds put clickbait lower than clicks do", self.stands[WATCH_TIME], self.stands[CLICKS], -1

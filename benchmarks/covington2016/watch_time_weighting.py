@@ -4,7 +4,8 @@ Two rankers on the same impressions: one trained with watch-time weights, orderi
 ordering by the odds of a click. The simulator marks some videos as clickbait: much clicked, little watched.
 
 - Where clickbait stands: the share of the other videos of its page that are scored below it; 0.5 is the middle,
-  and where its true watch time puts it is what it is worth. Episodes of series are left out, because none of them is clickbait and users return to them.
+  and where its true watch time puts it is what it is worth. Episodes of series are left out, because none of them is
+  clickbait and users return to them.
 - What the odds learn: of constant features they are ΣT / (N − k) = E[T] / (1 − P), which the paper rounds to E[T] where
   clicks are rare (section 4.2). Predicted over true is given for both readings, and for the odds of a click.
 

@@ -90,7 +90,7 @@ def _video_ids(tables: Path, listed: Iterable[pa.Array | pa.ChunkedArray]) -> pa
     ids = pc.unique(pa.chunked_array([chunk for column in listed for chunk in _chunks(column)], pa.string()))
     for name in ("watches", "impressions"):
         if has_table(tables, name):
-            for batch in table_batches(tables, name, ["video_id"], dictionaries=True):
+            for batch in table_batches(tables, name, ["video_id"], rows=1 << 23, dictionaries=True):
                 ids = pc.unique(pa.chunked_array([ids, *(chunk.dictionary for chunk in batch["video_id"].chunks)]))
     return ids.filter(pc.not_equal(ids, ""))
 

@@ -39,7 +39,12 @@ def faiss_index(vectors, k):
 def hnswlib_index(vectors, k):
     import hnswlib
 
-    index = hnswlib.Index("ip", vectors.shape[1])
+    # Largest dot products as nearest neighbours: with one more axis all vectors are equally long. On dot products
+    # themselves the graph loses a quarter of the recall.
+    lengths = np.linalg.norm(vectors, axis=1)
+    rest = np.sqrt(np.maximum(lengths.max() ** 2 - lengths**2, 0))
+    vectors = np.concatenate([vectors, rest[:, np.newaxis]], axis=1).astype(np.float32)
+    index = hnswlib.Index("l2", vectors.shape[1])
     index.init_index(len(vectors), M=16, ef_construction=100, random_seed=0)
     index.add_items(vectors, num_threads=2)
     index.set_num_threads(1)
@@ -49,7 +54,7 @@ def hnswlib_index(vectors, k):
 
     def search(query, ef):
         index.set_ef(ef)
-        return index.knn_query(query, k)[0][0]
+        return index.knn_query(np.append(query, np.float32(0)), k)[0][0]
 
     return [100, 200, 400, 800], search, size, "hnswlib M=16, ef"
 

@@ -164,8 +164,10 @@ def _plot(curves: Mapping[str, list[tuple[int, float]]]) -> Plot:
     for name, points in curves.items():
         axes.plot(*zip(*points, strict=True), marker="o", label=name)
     axes.axhline(TARGET_MS, color="black", linestyle="dashed", linewidth=0.8, label="target for one request")
-    axes.set_xscale("log", base=2)
     axes.set_yscale("log")
+    axes.set_xticks([batch for batch, _ in next(iter(curves.values()))])
+    axes.set_yticks([2, 5, 10, 20, 50], ["2", "5", "10", "20", "50"])
+    axes.minorticks_off()
     axes.set_xlabel("requests a call")
     axes.set_ylabel("milliseconds a call, median")
     axes.legend()

@@ -102,17 +102,28 @@ def two_tower(sizes: TowerSizes) -> TwoTower:
     return TwoTower(config, tower_spec(sizes.length), vocabularies)
 
 
-def tower_batch(sizes: TowerSizes, spec: FeatureSpec) -> dict[str, tf.Tensor]:
-    """A full batch: bags of greatest length, labels and negatives log-uniform."""
+def tower_batch(sizes: TowerSizes, spec: FeatureSpec, drawn_from: int | None = None) -> dict[str, tf.Tensor]:
+    """A full batch: bags of greatest length, labels and negatives log-uniform.
+
+    Args:
+      sizes: of the batch and the vocabularies.
+      spec: the model's features.
+      drawn_from: watches and labels are so many different videos at most, spread evenly over the table; None: all.
+    """
     random = np.random.default_rng(0)
+    drawn = drawn_from or sizes.videos
+    stride = sizes.videos // drawn
     batch: dict[str, tf.Tensor] = {}
     for feature in spec.side(Side.QUERY):
         if feature.kind == Kind.CONTINUOUS:
             batch[feature.name] = tf.constant(random.random(sizes.batch), tf.float32)
         else:
-            rows = sizes.videos if feature.id_space == "video" else sizes.tokens
-            batch[feature.name] = tf.constant(zipf_rows(random, rows, (sizes.batch, sizes.length)))
-    batch |= {LABEL: tf.constant(zipf_rows(random, sizes.videos, sizes.batch)), WEIGHT: tf.ones(sizes.batch)}
+            shape = (sizes.batch, sizes.length)
+            videos = feature.id_space == "video"
+            rows = zipf_rows(random, drawn, shape) * stride if videos else zipf_rows(random, sizes.tokens, shape)
+            batch[feature.name] = tf.constant(rows)
+    labels = zipf_rows(random, drawn, sizes.batch) * stride
+    batch |= {LABEL: tf.constant(labels), WEIGHT: tf.ones(sizes.batch)}
     return _with_negatives(batch, sizes.videos, sizes.sampled)
 
 
@@ -123,8 +134,13 @@ def bare_step(model: tf_keras.Model, batch: Mapping[str, tf.Tensor]) -> Callable
     return lambda: tf.nest.map_structure(lambda value: value.numpy(), function(endless))
 
 
-def two_tower_step(sizes: TowerSizes) -> Callable[[], object]:
-    """A compiled model's training step."""
+def compiled_tower(sizes: TowerSizes) -> TwoTower:
     model = two_tower(sizes)
     model.compile(tf_keras.optimizers.Adagrad(0.1, jit_compile=False))
+    return model
+
+
+def two_tower_step(sizes: TowerSizes) -> Callable[[], object]:
+    """A compiled model's training step."""
+    model = compiled_tower(sizes)
     return bare_step(model, tower_batch(sizes, model.spec))

@@ -20,6 +20,7 @@ BYTES = (
 NUMBERS = ("features/statistics", "features/quantiles", "reports/evaluation")
 MODELS = ("models/two_tower", "models/ranker")
 EXPORTS = ("export/retrieval", "export/retrieval_brute_force", "export/ranking")
+_QUANTILES = frozenset({"boundaries", "quantiles"})
 _TIMES = frozenset({"seconds", "examples_per_second", "run"})
 
 
@@ -88,14 +89,30 @@ def _numbers_differ(one: Path, other: Path) -> list[str]:
 
 
 def close(one: Any, other: Any, tolerance: float = TOLERANCE) -> bool:
-    """Whether two JSON values are the same but for rounding and times."""
+    """Whether two JSON values are the same but for rounding, times, and the rank error of quantiles."""
     if isinstance(one, dict) and isinstance(other, dict):
+        for name in _QUANTILES & one.keys() & other.keys():
+            error = one.get("rank_error", 0) + other.get("rank_error", 0)
+            if not same_quantiles(one[name], other[name], error):
+                return False
+            one, other = ({k: v for k, v in value.items() if k != name} for value in (one, other))
         return one.keys() == other.keys() and all(k in _TIMES or close(one[k], other[k], tolerance) for k in one)
     if isinstance(one, list) and isinstance(other, list):
         return len(one) == len(other) and all(close(a, b, tolerance) for a, b in zip(one, other, strict=True))
     if isinstance(one, float | int) and isinstance(other, float | int):
         return math.isclose(one, other, rel_tol=tolerance, abs_tol=tolerance)
     return bool(one == other)
+
+
+def same_quantiles(one: list[Any], other: list[Any], rank_error: float) -> bool:
+    """Whether each of the quantiles `one` has its rank among the quantiles `other`, but for an error and one step."""
+    if len(one) != len(other):
+        return False
+    first, second = np.array(one), np.array(other)
+    rank, step = np.linspace(0, 1, len(first)), 1 / max(len(first) - 1, 1)
+    low, high = (np.searchsorted(second, first, side) / len(second) for side in ("left", "right"))
+    slack = rank_error + step
+    return bool(np.all((low - slack <= rank) & (rank <= high + slack)))
 
 
 def _weights_differ(one: Path, other: Path, checkpoint: str) -> list[str]:

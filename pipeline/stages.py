@@ -142,7 +142,7 @@ def locked(run: Path) -> Iterator[None]:
     """
     try:
         run.mkdir(parents=True, exist_ok=True)
-        stream = (run / ".lock").open("a+")
+        stream = (run / ".lock").open("a+b", buffering=0)
     except OSError as error:
         raise ArtifactError(f"{run}: cannot be written ({error.strerror}); choose another --workdir") from error
     with stream:
@@ -150,13 +150,15 @@ def locked(run: Path) -> Iterator[None]:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             stream.seek(0)
-            holder = stream.read().strip() or "unknown"
+            holder = stream.read().decode().strip() or "unknown"
             raise ArtifactError(
                 f"{run}: in use by process {holder}; wait for it or choose another --workdir"
             ) from error
-        stream.truncate(0)
-        stream.write(str(os.getpid()))
-        stream.flush()
+        try:
+            stream.truncate(0)
+            stream.write(str(os.getpid()).encode())
+        except OSError as error:  # a full disk
+            raise ArtifactError(f"{run}: cannot be written ({error.strerror}); choose another --workdir") from error
         yield
 
 

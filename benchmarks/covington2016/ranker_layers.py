@@ -242,7 +242,9 @@ def plot(losses: Losses) -> Plot:
     low = [figure.value - figure.low for figure in figures]
     high = [figure.high - figure.value for figure in figures]
     axes.errorbar(x, values, yerr=[low, high], fmt="o", capsize=3, label="measured (left axis)")
-    axes.set_xticks(list(x), [name.replace(" → ", "\n→ ") for name in names], fontsize=8)
+    axes.set_xticks(
+        list(x), [name.replace(" → ", "\n→ ").replace("t ", "t\n").replace("l w", "l\nw") for name in names], fontsize=8
+    )
     axes.set_xlabel("hidden ReLU layers")
     axes.set_ylabel("weighted per-user loss" + (" (expected)" if losses.expected else ""))
     paper = axes.twinx()
@@ -251,5 +253,5 @@ def plot(losses: Losses) -> Plot:
     paper.plot(x, told, "s", color="grey", markerfacecolor="none", label="paper (right axis)")
     paper.set_ylabel("paper's loss (%)")
     handles, labels = (a + b for a, b in zip(*(ax.get_legend_handles_labels() for ax in (axes, paper)), strict=True))
-    axes.legend(handles, labels, loc="upper right")
+    axes.legend(handles, labels, loc="upper center")
     return canvas

@@ -11,6 +11,7 @@ import ctypes
 import errno
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import sys
@@ -54,7 +55,7 @@ class At:
       stop: how.
       number: at which of the file operations that fit, from 1; a disk stays full from there on.
       event: only operations of this audit event (`open` for writing, `os.mkdir`, `os.rename`); "": any.
-      inside: only paths with this text.
+      inside: only paths in which this regular expression is found.
     """
 
     stop: Stop
@@ -188,7 +189,7 @@ class _Operations:
             return
         self.seen += 1
         at = self._at
-        if at is None or (at.event and event != at.event) or at.inside not in path:
+        if at is None or (at.event and event != at.event) or not re.search(at.inside, path):
             return
         self._fitting += 1
         if at.stop == Stop.DISK_FULL:
@@ -222,7 +223,7 @@ def _on_a_small_file_system(folder: Path, room: int, main: Any) -> None:
     content = folder.with_name(f"{folder.name}.content")
     folder.rename(content)
     folder.mkdir()
-    used = sum(-(-path.stat().st_size // 4096) * 4096 + 4096 for path in content.rglob("*"))
+    used = sum(-(-path.stat().st_size // 4096) * 4096 for path in content.rglob("*") if path.is_file())
     size = f"size={used + room}".encode()
     if libc.unshare(0x00020000) or libc.mount(b"none", b"/", None, 1 << 18 | 1 << 14, None):  # private mounts
         raise OSError(ctypes.get_errno(), "no mounts of its own")

@@ -191,6 +191,7 @@ class _Run:
         validation = None
         if evaluate is not None:
             validation = Validation(lambda: evaluate(model), monitor, config.patience, folder, chief)
+            validation.set_model(model)  # `fit` does, but is not called where all epochs were done before
         resume = Resume(folder / "checkpoints", validation, chief) if config.checkpoints else None
         done = resume.restore(model) if resume else 0
         progress = TrainingProgress(config.batch_size, per_step=config.strategy != StrategyName.PARAMETER_SERVER)

@@ -5,6 +5,7 @@ test part is kept beside the data, so that an experiment that was stopped goes o
 """
 
 import copy
+import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,6 +36,9 @@ SMOKE_PLATFORM = {"users": 200, "videos": 100, "uploaders": 24, "topics": 8, "da
 """Scale of the simulator at `Scale.SMOKE`."""
 SMOKE_SETTINGS: dict[str, Any] = {"shards": {"num_shards": 2}, "leakage": {"examples_per_part": 8, "shards": 1}}
 """What makes a small world's data quickly."""
+
+
+_PATH = re.compile(r"=\.{0,2}/.*")
 
 
 class Scale(StrEnum):
@@ -81,7 +85,7 @@ class Request:
     @property
     def command(self) -> str:
         """What repeats it."""
-        settings = [word for override in self.overrides for word in ("--set", override)]
+        settings = [word for override in self.overrides for word in ("--set", _PATH.sub("=DIR", override))]
         return shlex.join(["upnext", "reproduce", self.name, "--scale", self.scale, "--source", self.source, *settings])
 
     def say(self, text: str) -> None:
@@ -139,6 +143,14 @@ def once(
             np.savez_compressed(temporary / "arrays.npz", allow_pickle=False, **arrays)
     with np.load(folder / "arrays.npz", allow_pickle=False) as stored:
         return dict(stored)
+
+
+def published_settings(run: Run, parts: set[str]) -> dict[str, Any]:
+    """The configuration's `parts` for a result that others read: folders of this machine are `DIR`."""
+    value: dict[str, Any] = run.config.model_dump(mode="json", include=parts)
+    if "path" in value.get("source", {}):
+        value["source"]["path"] = "DIR"
+    return value
 
 
 def truth_of(run: Run) -> Truth | None:

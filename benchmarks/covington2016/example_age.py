@@ -21,7 +21,17 @@ import numpy as np
 import tensorflow as tf
 from matplotlib.figure import Figure as Plot
 
-from benchmarks.experiments import Claim, Request, Scale, claim, configuration, mean_of_seeds, prepare, truth_of
+from benchmarks.experiments import (
+    Claim,
+    Request,
+    Scale,
+    claim,
+    configuration,
+    mean_of_seeds,
+    prepare,
+    published_settings,
+    truth_of,
+)
 from benchmarks.generators import HeldOutWatches, generator_answers, simulator_settings
 from benchmarks.report import Cell, ResultTable, new_plot, publish_result
 from features.example_reader import ExampleSet
@@ -83,7 +93,7 @@ def reproduce(request: Request) -> None:
             "command": request.command,
             "summary": [claim.sentence() for claim in claims],
             "seeds": len(SEEDS),
-            "settings": run.config.model_dump(mode="json", include={"source", "split", "generator"}),
+            "settings": published_settings(run, {"source", "split", "generator"}),
             "switched_off": {OFF: SWITCHED_OFF},
         },
         request.console,

@@ -13,7 +13,16 @@ from typing import Any
 
 from matplotlib.figure import Figure as Plot
 
-from benchmarks.experiments import Claim, Request, Scale, claim, configuration, mean_of_seeds, prepare
+from benchmarks.experiments import (
+    Claim,
+    Request,
+    Scale,
+    claim,
+    configuration,
+    mean_of_seeds,
+    prepare,
+    published_settings,
+)
 from benchmarks.generators import HeldOutWatches, generator_answers, simulator_settings
 from benchmarks.report import Cell, ResultTable, new_plot, publish_result
 from pipeline.evaluation.bootstrap import Measurement, paired_difference
@@ -62,7 +71,7 @@ def reproduce(request: Request) -> None:
             "command": request.command,
             "summary": [claim.sentence() for claim in claims],
             "seeds": len(SEEDS),
-            "settings": run.config.model_dump(mode="json", include={"source", "split", "generator"}),
+            "settings": published_settings(run, {"source", "split", "generator"}),
             "switched_off": {OFF: SWITCHED_OFF},
         },
         request.console,

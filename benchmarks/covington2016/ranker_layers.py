@@ -29,6 +29,7 @@ from benchmarks.experiments import (
     configuration,
     mean_of_seeds,
     prepare,
+    published_settings,
 )
 from benchmarks.rankers import HeldOutImpressions, ranker_answers
 from benchmarks.report import Cell, ResultTable, new_plot, publish_result
@@ -107,7 +108,7 @@ def reproduce(request: Request) -> None:
             "command": request.command,
             "summary": [claim.sentence() for claim in claims],
             "seeds": len(seeds),
-            "settings": run.config.model_dump(mode="json", include={"source", "split", "ranker"}),
+            "settings": published_settings(run, {"source", "split", "ranker"}),
             "switched_off": SWITCHED_OFF if off else {},
         },
         request.console,

@@ -20,7 +20,17 @@ import numpy as np
 from matplotlib.figure import Figure as Plot
 
 from benchmarks.covington2016.ranker_layers import simulator_settings
-from benchmarks.experiments import Claim, Request, Scale, claim, configuration, mean_of_seeds, prepare, truth_of
+from benchmarks.experiments import (
+    Claim,
+    Request,
+    Scale,
+    claim,
+    configuration,
+    mean_of_seeds,
+    prepare,
+    published_settings,
+    truth_of,
+)
 from benchmarks.rankers import HeldOutImpressions, ranker_answers
 from benchmarks.report import Cell, ResultTable, new_plot, publish_result
 from models.weighted_logistic_regression import Objective
@@ -54,7 +64,7 @@ def reproduce(request: Request) -> None:
             "command": request.command,
             "summary": [claim.sentence() for claim in claims],
             "seeds": len(SEEDS),
-            "settings": run.config.model_dump(mode="json", include={"source", "split", "ranker"}),
+            "settings": published_settings(run, {"source", "split", "ranker"}),
             "switched_off": {OFF: SWITCHED_OFF},
         },
         request.console,

@@ -227,3 +227,14 @@ def test_every_experiment_runs_and_publishes(name: str, work: Path, tmp_path: Pa
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Worlds, shared by the experiments that have the same."""
     return tmp_path_factory.mktemp("worlds")
+
+
+def test_published_commands_name_no_folder_of_the_machine(tmp_path: Path) -> None:
+    overrides = ("source.path=/data/logs", "source.path=../logs", "source.watch=long_view")
+    request = Request(
+        "ranker_layers", Scale.FULL, SourceName.KUAIRAND, overrides, tmp_path, tmp_path, Console(quiet=True)
+    )
+    assert request.command == (
+        "upnext reproduce ranker_layers --scale full --source kuairand "
+        "--set source.path=DIR --set source.path=DIR --set source.watch=long_view"
+    )

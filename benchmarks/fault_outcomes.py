@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-import models  # noqa: F401  (selects Keras 2 before TensorFlow is imported)
 from features.artifacts import MANIFEST, is_published, read_manifest
 from features.errors import ArtifactError
 

@@ -9,6 +9,7 @@ not pass through it.
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -29,6 +30,18 @@ class CalibrationConfig(Settings):
     # Fewer bins are used where one would hold less than this many watched impressions: a bin's mean watch time is as
     # uncertain as its few watches are different.
     min_watched_per_bin: int = Field(default=250, ge=1)
+
+
+class Expectations(NamedTuple):
+    """Raw expectations beside what happened, float `[n]` each.
+
+    `raw_s`: expected watch time before calibration; `watch_time_s`: what was watched, 0 where not clicked; `weight`:
+    what each impression counts, `1 / keep rate` for down-sampled negatives.
+    """
+
+    raw_s: np.ndarray
+    watch_time_s: np.ndarray
+    weight: np.ndarray
 
 
 @dataclass(frozen=True)

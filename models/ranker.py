@@ -25,7 +25,7 @@ from features.errors import ConfigError
 from features.quantiles import Quantiles, quantiles_as_json, quantiles_from_json
 from features.settings import Settings
 from features.spec import Feature, FeatureSpec, Kind, Normaliser, Side
-from models.calibration import CalibrationConfig, WatchTimeCalibration, fit_watch_time_calibration
+from models.calibration import CalibrationConfig, Expectations, WatchTimeCalibration, fit_watch_time_calibration
 from models.candidate_generator import WEIGHT, replica_mean
 from models.embeddings import SharedEmbeddings, embedding_dimension
 from models.quantile_normalization import QuantileNormalization
@@ -320,7 +320,7 @@ class Ranker(tfrs.models.Model):
             LabelStatistics(**description["labels"]),
         )
 
-    def expectations(self, batches: Iterable[Mapping[str, tf.Tensor]]) -> "Expectations":
+    def expectations(self, batches: Iterable[Mapping[str, tf.Tensor]]) -> Expectations:
         """Raw expectations of labelled batches, with what happened."""
 
         @tf.function(reduce_retracing=True)
@@ -335,7 +335,7 @@ class Ranker(tfrs.models.Model):
             columns.append((expect(batch).numpy(), np.where(clicked > 0, batch[WATCH_TIME_S], 0.0), weight))
         return Expectations(*(np.concatenate(column) for column in zip(*columns, strict=True)))
 
-    def calibrate(self, expectations: "Expectations") -> None:
+    def calibrate(self, expectations: Expectations) -> None:
         """Fits the calibration of expected watch time.
 
         Args:
@@ -349,18 +349,6 @@ class Ranker(tfrs.models.Model):
             expectations.raw_s, expectations.watch_time_s, self.config.calibration, expectations.weight
         )
         self.calibration.assign(points)
-
-
-class Expectations(NamedTuple):
-    """Raw expectations beside what happened, float `[n]` each.
-
-    `raw_s`: expected watch time before calibration; `watch_time_s`: what was watched, 0 where not clicked; `weight`:
-    what each impression counts, `1 / keep rate` for down-sampled negatives.
-    """
-
-    raw_s: np.ndarray
-    watch_time_s: np.ndarray
-    weight: np.ndarray
 
 
 def _require(what: str, names: Iterable[str], found: Mapping[str, Any]) -> None:

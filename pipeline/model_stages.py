@@ -15,10 +15,10 @@ from features.settings import Settings
 from features.spec import FeatureSpec, Kind
 from features.splits import Part
 from features.vocabulary import Vocabulary
-from models.calibration import at_equal_rank
+from models.calibration import Expectations, at_equal_rank
 from models.candidate_generator import LABEL, WEIGHT
 from models.co_watch_embeddings import CoWatchConfig, co_watch_embeddings, entries_of_bags
-from models.ranker import CLICKED, WATCH_TIME_S, Expectations, Ranker
+from models.ranker import CLICKED, WATCH_TIME_S, Ranker
 from models.sampled_softmax import Loss
 from models.samplers import attach_label_probability, attach_negatives, make_sampler
 from models.two_tower import TwoTower

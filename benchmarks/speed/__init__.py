@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import pipeline  # noqa: F401  (selects Keras 2 before TensorFlow is imported)
 from benchmarks.speed.peers import Peers
 
 NAMES = {

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -257,9 +258,13 @@ def _tfrs(vectors: np.ndarray, asked: np.ndarray, smoke: bool) -> list[Contender
         seconds = time.perf_counter() - started
         answer = tf.function(layer.call, input_signature=[tf.TensorSpec([1, DIMENSION])])
         batches = [tf.constant(query[np.newaxis]) for query in asked]
-        search = lambda answer=answer, batches=batches: _rows(_timed(lambda q: answer(q)[1].numpy()[0], batches))  # noqa: E731
+        search = partial(_search, answer, batches)
         made.append(Contender(name.split(",")[0], name, search, seconds, vectors.nbytes))
     return made
+
+
+def _search(answer: Any, batches: list[tf.Tensor]) -> Any:
+    return _rows(_timed(lambda query: answer(query)[1].numpy()[0], batches))
 
 
 def _tfrs_scann(layers: Any, leaves: int) -> Any:

@@ -260,7 +260,7 @@ def _plot(*tables: ResultTable) -> Any:
     plot = new_plot(10.0, 3.6)
     for axes, table in zip(plot.subplots(1, len(tables)), tables, strict=True):
         names = [str(row[0]).replace(", ", ",\n").replace("_softmax_loss", "_\nsoftmax_loss") for row in table.rows]
-        values = [float(row[1]) for row in table.rows]  # type: ignore[arg-type]
+        values = [float(str(row[1])) for row in table.rows]
         axes.barh(names, values)
         axes.invert_yaxis()
         axes.tick_params(labelsize=7)

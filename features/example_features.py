@@ -1,7 +1,7 @@
 """Feature columns of examples: history derivations, and columns of users, requests and videos taken by row."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -83,6 +83,7 @@ class FeatureColumns:
       users: the shard's users table aligned with its users, or None.
       rows: what requests are made of.
       utc_offset_s: local time, for the hour.
+      watches: the shard's watches, in the order of their history, for features `watches.<column>`.
 
     Raises:
       ConfigError: a feature's column is absent.
@@ -95,13 +96,18 @@ class FeatureColumns:
         users: pa.Table | None,
         rows: RequestRows,
         utc_offset_s: float,
+        watches: pa.Table | None = None,
     ) -> None:
         self._features = features
         self._rows = rows
         self._encoded: dict[str, pa.Array] = {}
+        self._of_watches: dict[str, np.ndarray] = {}
         for feature in features:
             room, name = feature.source.split(".", 1)
-            if room == "users":
+            if room == "watches":
+                one = replace(feature, max_length=None)
+                self._of_watches[feature.name] = encoder.column(one, _column(watches, name, feature)).to_numpy()
+            elif room == "users":
                 self._encoded[feature.name] = encoder.column(feature, _column(users, name, feature))
             elif room == "videos":
                 self._encoded[feature.name] = encoder.video_column(feature)
@@ -119,12 +125,17 @@ class FeatureColumns:
             "request": pa.array(row),
             "videos": pa.array(np.where(requests.candidate < 0, len(requests.videos) - 1, requests.candidate)),
         }
-        return {
-            feature.name: self._encoded[feature.name].take(index[feature.source.split(".", 1)[0]])
-            if feature.name in self._encoded
-            else history_column(feature, requests)
-            for feature in self._features
-        }
+        columns = {}
+        for feature in self._features:
+            if feature.name in self._of_watches:
+                length = int(feature.max_length or 0)
+                found = history.last_events(requests.watches, self._of_watches[feature.name], length)
+                columns[feature.name] = list_array(found)
+            elif feature.name in self._encoded:
+                columns[feature.name] = self._encoded[feature.name].take(index[feature.source.split(".", 1)[0]])
+            else:
+                columns[feature.name] = history_column(feature, requests)
+        return columns
 
 
 def history_column(feature: Feature, requests: Requests) -> pa.Array:
@@ -134,13 +145,19 @@ def history_column(feature: Feature, requests: Requests) -> pa.Array:
     if need.side != feature.side or need.kind != feature.kind or need.bag != feature.multivalent:
         raise ConfigError(
             f"feature {feature.name!r}: {feature.source} is {need.kind}, side {need.side}, "
-            f"{'a bag (set max_length)' if need.bag else 'one value (no max_length)'}"
+            f"{'a list (set max_length)' if need.bag else 'one value (no max_length)'}"
         )
     length = int(feature.max_length or 0)
     space = str(feature.id_space)
     values: np.ndarray | Bags
     if derivation == Derivation.WATCHED_VIDEO_IDS:
         values = history.watched_video_ids(requests, space, length)
+    elif derivation == Derivation.WATCHED_UPLOADER_IDS:
+        values = history.watched_uploader_ids(requests, length)
+    elif derivation == Derivation.SECONDS_TO_NEXT_WATCH:
+        values = history.seconds_to_next_watch(requests, length)
+    elif derivation == Derivation.WATCHED_TIME_S:
+        values = history.watched_time_s(requests, length)
     elif derivation == Derivation.SHOWN_VIDEO_IDS:
         values = history.shown_video_ids(requests, space, length)
     elif derivation == Derivation.LAST_WATCHED_VIDEO_ID:
@@ -158,9 +175,10 @@ def history_column(feature: Feature, requests: Requests) -> pa.Array:
 
 
 def list_array(bags: Bags) -> pa.ListArray:
-    """Bags as an Arrow list<int32> array."""
+    """Bags as an Arrow array: list<float32> of numbers, list<int32> of rows."""
     offsets = pa.array(bags.offsets.astype(np.int32))
-    return pa.ListArray.from_arrays(offsets, pa.array(bags.values.astype(np.int32, copy=False)))
+    dtype = np.float32 if bags.values.dtype.kind == "f" else np.int32
+    return pa.ListArray.from_arrays(offsets, pa.array(bags.values.astype(dtype, copy=False)))
 
 
 def _column(table: pa.Table | None, name: str, feature: Feature) -> pa.ChunkedArray:

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from features.artifacts import read_manifest
 from features.errors import ArtifactError
-from features.feature_lists import Model
+from features.feature_lists import GENERATORS, Model
 from features.spec import Feature, FeatureSpec, Side, read_specs
 from features.splits import Part, Split
 
@@ -41,7 +41,7 @@ class ExampleSet:
     @property
     def features(self) -> tuple[Feature, ...]:
         """The features that the files hold; attributes of a generator's output videos are in the catalogue."""
-        return self.spec.side(Side.QUERY) if self.model == "candidate_generator" else self.spec.features
+        return self.spec.side(Side.QUERY) if self.model in GENERATORS else self.spec.features
 
     def files(self, part: Part) -> list[Path]:
         """The files of a part, one per shard, in the order of the shards."""
@@ -75,7 +75,7 @@ class ExampleSet:
           refit: the files are trained on together: the example age of every row is counted from the latest training
             or validation watch, and rows whose label is out of vocabulary are left out.
         """
-        refits = refit and self.model == "candidate_generator"
+        refits = refit and self.model in GENERATORS
         wanted = None if columns is None else list(columns)
         needed = None if wanted is None else list(dict.fromkeys([*wanted, *(_REFIT_COLUMNS if refits else ())]))
         for file in files:

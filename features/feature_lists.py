@@ -5,13 +5,14 @@ A feature whose column is absent is left out with a reason; a configured one who
 
 import difflib
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from pydantic import model_validator
 
 from features.errors import ConfigError
-from features.history import REQUIREMENTS, derivation_of
+from features.history import REQUIREMENTS, Derivation, derivation_of
 from features.settings import Settings
 from features.spec import Feature, FeatureSpec, Kind, Normaliser, Side
 from features.tables import TABLES, has_table, table_columns
@@ -19,7 +20,11 @@ from features.tables import TABLES, has_table, table_columns
 Columns = Mapping[str, Collection[str]]
 """Table name → its columns; a table that the run does not have is absent."""
 
-Model = Literal["candidate_generator", "ranker"]
+Model = Literal["candidate_generator", "sequence_generator", "ranker"]
+"""Who sees the features: generators of bags (two-tower), generators of sequences (latent cross, M3), the ranker."""
+
+GENERATORS: tuple[Model, ...] = ("candidate_generator", "sequence_generator")
+"""Models whose labels are next watches."""
 
 RESERVED = frozenset(
     {
@@ -39,7 +44,8 @@ class FeatureConfig(Settings):
     name: str
     """Unique within the model."""
     source: str
-    """`users.<column>`, `videos.<column>`, `request.<column>` or `history.<derivation>`; see `features/spec.py`."""
+    """`users.<column>`, `videos.<column>`, `request.<column>`, `history.<derivation>` or `watches.<column>`; see
+    `features/spec.py`."""
     kind: Kind
     """`categorical` or `continuous`."""
     side: Side = Side.QUERY
@@ -87,6 +93,8 @@ class FeatureListConfig(Settings):
     """Searches before the snapshot that features may use."""
     max_watched_videos: int = 50
     """Watched videos in the bag (section 3.5: 50)."""
+    max_sequence_length: int | None = None
+    """Watches in a sequence, at most `watch_window` (None: as many); of a longer history the last ones are kept."""
     max_search_tokens: int = 50
     """Search tokens in the bag (section 3.5: 50)."""
     max_topics: int = 16
@@ -104,9 +112,23 @@ class FeatureListConfig(Settings):
     oldest_age_years: float = 100.0
     """Age (years) that becomes 1 in the candidate generator."""
     without: tuple[str, ...] = ()
-    """Names of default features to leave out, of both models."""
+    """Names of default features to leave out, of all models."""
     extra: tuple[FeatureConfig, ...] = ()
     """Features added to the default lists."""
+
+    @property
+    def sequence_length(self) -> int:
+        """Watches in a sequence at most."""
+        return self.watch_window if self.max_sequence_length is None else self.max_sequence_length
+
+    @model_validator(mode="after")
+    def _sequences_fit(self) -> "FeatureListConfig":
+        if self.sequence_length > self.watch_window:
+            raise ValueError(
+                f"max_sequence_length {self.sequence_length} is more than the watches that features may use; "
+                f"set watch_window to {self.sequence_length} or more (it is {self.watch_window})"
+            )
+        return self
 
     @model_validator(mode="after")
     def _leaves_out_what_there_is(self) -> "FeatureListConfig":
@@ -152,20 +174,34 @@ def default_candidate_features(columns: Columns, config: FeatureListConfig = DEF
         _number("gender", "users.gender", scale),
         _number("logged_in", "users.logged_in", scale),
         _number("age", "users.age", scale, high=config.oldest_age_years),
-        Feature(
-            "example_age",
-            Kind.CONTINUOUS,
-            Side.QUERY,
-            "request.example_age",
-            normaliser=scale,
-            low=config.example_age_low_s,
-            high=config.example_age_high_s,
-            serving_value=config.serving_example_age_s,
-        ),
+        _example_age(config),
         _id("uploader", "videos.uploader_id", "uploader", Side.IMPRESSION),
         _bag("topics", "videos.topics", "topic", config.max_topics, Side.IMPRESSION),
     ]
     return _choose("candidate_generator", defaults, columns, config)
+
+
+def default_sequence_features(columns: Columns, config: FeatureListConfig = DEFAULTS) -> FeatureList:
+    """The inputs of generators of sequences (Beutel et al. 2018, section 5.3; Tang et al. 2019, equation 1).
+
+    Lists are beside each other, one entry for each watch; `page` and `device` are also the request's own context.
+
+    Raises:
+      ConfigError: a configured feature needs a column that the tables do not have.
+    """
+    scale, length = Normaliser.SCALE, config.sequence_length
+    defaults = [
+        _bag("watched_video_ids", "history.watched_video_ids", "video", length),
+        _bag("watched_uploader_ids", "history.watched_uploader_ids", "uploader", length),
+        *[_bag(f"watched_{column}", f"watches.{column}", column, length) for column in ("page", "device")],
+        replace(_number("seconds_to_next_watch", "history.seconds_to_next_watch", scale), max_length=length),
+        replace(_number("watched_time_s", "history.watched_time_s", scale), max_length=length),
+        _number("watch_count", "history.watch_count", scale, high=float(length)),
+        _id("page", "request.page"),
+        _id("device", "request.device"),
+        _example_age(config),
+    ]
+    return _choose("sequence_generator", defaults, columns, config)
 
 
 def default_ranking_features(columns: Columns, config: FeatureListConfig = DEFAULTS) -> FeatureList:
@@ -212,10 +248,23 @@ def default_ranking_features(columns: Columns, config: FeatureListConfig = DEFAU
 
 
 def default_feature_names() -> list[str]:
-    """The names of both models' default features."""
-    lists = (default_candidate_features({}), default_ranking_features({}))
+    """The names of all models' default features."""
+    lists = (default_candidate_features({}), default_sequence_features({}), default_ranking_features({}))
     kept = {feature.name for found in lists for feature in found.spec.features}
     return sorted(kept | {name for found in lists for name, _ in found.left_out})
+
+
+def _example_age(config: FeatureListConfig) -> Feature:
+    return Feature(
+        "example_age",
+        Kind.CONTINUOUS,
+        Side.QUERY,
+        "request.example_age",
+        normaliser=Normaliser.SCALE,
+        low=config.example_age_low_s,
+        high=config.example_age_high_s,
+        serving_value=config.serving_example_age_s,
+    )
 
 
 def _id(name: str, source: str, id_space: str | None = None, side: Side = Side.QUERY) -> Feature:
@@ -254,9 +303,9 @@ def _choose(model: Model, defaults: list[Feature], columns: Columns, config: Fea
             )
         if absent := absent_columns(feature, columns, model):
             raise ConfigError(f"configured feature {added.name!r} ({added.source}): {absent}")
-        if model == "candidate_generator" and feature.normaliser == Normaliser.QUANTILE:
+        if model in GENERATORS and feature.normaliser == Normaliser.QUANTILE:
             raise ConfigError(
-                f"configured feature {added.name!r}: the candidate generator has no quantiles; "
+                f"configured feature {added.name!r}: a candidate generator has no quantiles; "
                 "set normaliser: scale with low and high"
             )
         kept.append(feature)
@@ -315,7 +364,7 @@ def id_sources(specs: Mapping[Model, FeatureSpec], columns: Columns) -> tuple[Id
 
 def _id_sources(specs: Mapping[Model, FeatureSpec], columns: Columns) -> Iterable[IdSource]:
     for model, spec in specs.items():
-        if model == "candidate_generator":
+        if model in GENERATORS:
             yield IdSource("video", "watches", "video_id")
         for feature in spec.kind(Kind.CATEGORICAL):
             space = str(feature.id_space)
@@ -323,6 +372,8 @@ def _id_sources(specs: Mapping[Model, FeatureSpec], columns: Columns) -> Iterabl
                 yield IdSource(space, "watches", "video_id")
             elif space == "clicked_video":
                 yield IdSource(space, "impressions", "video_id")
+            elif feature.source == f"history.{Derivation.WATCHED_UPLOADER_IDS}":
+                yield IdSource(space, "videos", "uploader_id")
             elif space != "hour":
                 for table, column in source_columns(feature, model):
                     yield IdSource(space, table, column)

@@ -19,6 +19,9 @@ matches or the last matching one is order-only (then all are, as these come firs
 | name | side | value |
 | --- | --- | --- |
 | watched_video_ids | query, bag | rows of the last `max_length` watches, oldest first; 0 where out of vocabulary |
+| watched_uploader_ids | query, list | rows of their uploaders, in the same order; 0 where not known |
+| seconds_to_next_watch | query, list | seconds from each of them to the next watch, from the last to the snapshot |
+| watched_time_s | query, list | their watch times; NaN where not known or not ended when the next watch began |
 | shown_video_ids | query, bag | the same of the last `max_length` impressions |
 | last_watched_video_id | query, one | row of the last watch; 0 where there is none or it is out of vocabulary |
 | search_tokens | query, bag | rows of the last `max_length` tokens of the searches, sorted by row: an unordered bag |
@@ -49,7 +52,11 @@ Tokens: the tokens of the window's searches (oldest search first, each query's t
 
 Watch times: a watch's length is known only after it ended. With the length as float32 seconds, a timed watch has ended
 when `start + rint(float64(length) * 1e6) <= t` in integer microseconds; an order-only watch has ended. The mean is the
-float64 sum over the window divided by the count, then float32.
+float64 sum over the window divided by the count, then float32. In `watched_time_s` the moment t of a watch is the start
+of the next one (of the last watch: the snapshot), so that a sequence model may use it from the next step on.
+
+Lists are beside each other: entry i of `watched_video_ids`, `watched_uploader_ids`, `seconds_to_next_watch`,
+`watched_time_s` and of every `watches.<column>` is of the same watch where their `max_length` is the same.
 """
 
 from collections.abc import Callable, Mapping
@@ -68,6 +75,9 @@ class Derivation(StrEnum):
     """The sources `history.<name>`; see the module's table."""
 
     WATCHED_VIDEO_IDS = "watched_video_ids"
+    WATCHED_UPLOADER_IDS = "watched_uploader_ids"
+    SECONDS_TO_NEXT_WATCH = "seconds_to_next_watch"
+    WATCHED_TIME_S = "watched_time_s"
     SHOWN_VIDEO_IDS = "shown_video_ids"
     LAST_WATCHED_VIDEO_ID = "last_watched_video_id"
     SEARCH_TOKENS = "search_tokens"
@@ -91,7 +101,7 @@ class Derivation(StrEnum):
 
 @dataclass(frozen=True)
 class Requirement:
-    """What a derivation is and what it needs: (table, column) pairs that must be present."""
+    """What a derivation is and what it needs: (table, column) pairs that must be present; `bag`: a list of values."""
 
     kind: Kind
     side: Side
@@ -107,6 +117,9 @@ _QUERY = ("searches", "query")
 
 REQUIREMENTS: Mapping[Derivation, Requirement] = {
     Derivation.WATCHED_VIDEO_IDS: Requirement(Kind.CATEGORICAL, Side.QUERY, (_WATCH,), bag=True),
+    Derivation.WATCHED_UPLOADER_IDS: Requirement(Kind.CATEGORICAL, Side.QUERY, (_WATCH, _UPLOADER), bag=True),
+    Derivation.SECONDS_TO_NEXT_WATCH: Requirement(Kind.CONTINUOUS, Side.QUERY, (_WATCH,), bag=True),
+    Derivation.WATCHED_TIME_S: Requirement(Kind.CONTINUOUS, Side.QUERY, (("watches", "watch_time_s"),), bag=True),
     Derivation.SHOWN_VIDEO_IDS: Requirement(Kind.CATEGORICAL, Side.QUERY, (_SHOWN,), bag=True),
     Derivation.LAST_WATCHED_VIDEO_ID: Requirement(Kind.CATEGORICAL, Side.QUERY, (_WATCH,)),
     Derivation.SEARCH_TOKENS: Requirement(Kind.CATEGORICAL, Side.QUERY, (_QUERY,), bag=True),
@@ -242,8 +255,48 @@ def shown_video_ids(requests: Requests, id_space: str, max_length: int) -> Bags:
 
 
 def _last_videos(window: Window, rows: np.ndarray, max_length: int) -> Bags:
-    videos = Bags.of_ranges(window.events.video, np.maximum(window.first, window.last - max_length), window.last)
+    videos = last_events(window, window.events.video, max_length)
     return Bags(rows[videos.values], videos.offsets)
+
+
+def last_events(window: Window, values: np.ndarray, max_length: int) -> Bags:
+    """`values` `[events]` of the last `max_length` events of each window, oldest first."""
+    return Bags.of_ranges(values, np.maximum(window.first, window.last - max_length), window.last)
+
+
+def watched_uploader_ids(requests: Requests, max_length: int) -> Bags:
+    """Rows of the uploaders of the last `max_length` watches, oldest first."""
+    return _last_videos(requests.watches, _present(requests.videos.uploader, "uploader_id"), max_length)
+
+
+def seconds_to_next_watch(requests: Requests, max_length: int) -> Bags:
+    """float32 seconds from each of the last `max_length` watches to the next, from the last to the snapshot."""
+    times = last_events(requests.watches, requests.watches.events.time_us, max_length)
+    return Bags(seconds_between(times.values, _next_us(times, requests.snapshot_us)), times.offsets)
+
+
+def watched_time_s(requests: Requests, max_length: int) -> Bags:
+    """float32 watch times of the last `max_length` watches, NaN where a watch had not ended when the next began."""
+    window = requests.watches
+    times = last_events(window, window.events.time_us, max_length)
+    lengths = last_events(window, _present(window.events.watch_time_s, "watch_time_s"), max_length)
+    ended = _has_ended(times.values, lengths.values, _next_us(times, requests.snapshot_us))
+    return Bags(np.where(ended, lengths.values, np.float32(np.nan)), times.offsets)
+
+
+def _next_us(times: Bags, snapshot_us: np.ndarray) -> np.ndarray:
+    """int64 `[values]`: the time of the next event of the same list, of a list's last event the snapshot."""
+    following = np.append(times.values[1:], np.int64(0))[: len(times.values)]
+    lengths = np.diff(times.offsets)
+    following[times.offsets[1:][lengths > 0] - 1] = snapshot_us[lengths > 0]
+    return following
+
+
+def _has_ended(start_us: np.ndarray, length_s: np.ndarray, moment_us: np.ndarray) -> np.ndarray:
+    """bool: watches of known length that ended at the moment or before; one of which only the order is known did."""
+    known = ~np.isnan(length_s)
+    length_us = np.rint(np.where(known, length_s, 0).astype(np.float64) * 1e6).astype(np.int64)
+    return known & ((start_us == ORDER_ONLY) | (start_us + length_us <= moment_us))
 
 
 def last_watched_video_id(requests: Requests, id_space: str) -> np.ndarray:
@@ -280,9 +333,7 @@ def _seconds_since_last_watch(requests: Requests) -> np.ndarray:
 def _mean_watch_time_s(requests: Requests) -> np.ndarray:
     window = requests.watches
     length = window.gather(_present(window.events.watch_time_s, "watch_time_s"), np.nan)
-    known = window.valid & ~np.isnan(length)
-    length_us = np.rint(np.where(known, length, 0).astype(np.float64) * 1e6).astype(np.int64)
-    counted = known & (window.time_us + length_us <= requests.snapshot_us[:, None])
+    counted = window.valid & _has_ended(window.time_us, length, requests.snapshot_us[:, None])
     total = np.where(counted, length, 0).sum(axis=1, dtype=np.float64)
     return _ratio(np.asarray(total), np.count_nonzero(counted, axis=1))
 

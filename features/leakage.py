@@ -19,6 +19,7 @@ from features.encoding import Encoder, load_encoder
 from features.errors import LeakageError
 from features.event_windows import ORDER_ONLY
 from features.example_reader import ExampleSet
+from features.feature_lists import GENERATORS
 from features.leakage_reference import Lookups
 from features.leakage_samples import Sample, readable
 from features.settings import Settings
@@ -62,7 +63,7 @@ def check_leakage(examples: Path, shards: Path, features: Path, config: LeakageC
     encoder = load_encoder(features)
     check_vocabularies(stored, shards, features, encoder)
     check_labels(stored)
-    if stored.model == "candidate_generator":
+    if stored.model in GENERATORS:
         check_t_max(stored, shards)
     checked = {part.folder: 0 for part in PARTS}
     values = 0

@@ -6,7 +6,7 @@ the catalogue and the tokens of a query.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -132,6 +132,10 @@ def reference_value(feature: Feature, request: PlainRequest, lookups: Lookups, l
     room, name = feature.source.split(".", 1)
     if room == "history":
         return _history(feature, name, request, lookups, lists)
+    if room == "watches":
+        one = replace(feature, max_length=None)
+        watches = request.watch_history[-lists.watch_window :][-int(feature.max_length or 0) :]
+        return [_encode(one, watch.get(name), lookups) for watch in watches]
     if feature.source == "request.example_age":
         return request.example_age_s
     if room == "videos":
@@ -162,7 +166,7 @@ def _encode(feature: Feature, value: Any, lookups: Lookups) -> Any:
 
 def _history(
     feature: Feature, name: str, request: PlainRequest, lookups: Lookups, lists: FeatureListConfig
-) -> float | int | list[int]:
+) -> float | int | list[int] | list[float]:
     watches = request.watch_history[-lists.watch_window :]
     shown = request.impression_history[-lists.impression_window :]
     searches = request.search_history[-lists.search_window :]
@@ -172,6 +176,13 @@ def _history(
             events = watches if name == "watched_video_ids" else shown
             rows = [lookups.of_video(event["video_id"], str(feature.id_space)) or 0 for event in events]
             return rows[-length:]
+        case "watched_uploader_ids":
+            return [lookups.of_video(watch["video_id"], "uploader_id") or 0 for watch in watches][-length:]
+        case "seconds_to_next_watch":
+            return [_gap(*pair) for pair in _with_next(watches, request.snapshot_us)][-length:]
+        case "watched_time_s":
+            pairs = _with_next(watches, request.snapshot_us)
+            return [float(np.float32(w["watch_time_s"])) if _ended(w, end) else math.nan for w, end in pairs][-length:]
         case "last_watched_video_id":
             return (lookups.of_video(watches[-1]["video_id"], str(feature.id_space)) or 0) if watches else 0
         case "search_tokens" | "last_search_tokens":
@@ -216,6 +227,16 @@ def _since(rows: Sequence[Row], snapshot_us: int) -> float:
     if not rows or rows[-1]["time_us"] is None:
         return math.nan
     return (snapshot_us - rows[-1]["time_us"]) / 1e6
+
+
+def _with_next(watches: Sequence[Row], snapshot_us: int) -> list[tuple[Row, int]]:
+    """Every watch and the moment of the next one; 0 where that is not known, and then its own is not known either."""
+    moments = [*[watch["time_us"] or 0 for watch in watches[1:]], snapshot_us]
+    return list(zip(watches, moments, strict=True)) if watches else []
+
+
+def _gap(watch: Row, next_us: int) -> float:
+    return math.nan if watch["time_us"] is None else float(np.float32((next_us - watch["time_us"]) / 1e6))
 
 
 def _ended(watch: Row, snapshot_us: int) -> bool:

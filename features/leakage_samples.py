@@ -156,7 +156,9 @@ class Sample:
         each = np.arange(len(requests))
         rows = RequestRows(table, each, snapshot_us, np.array([self._age(i) for i in range(len(requests))], np.float32))
         offset_s = self._stored.split.utc_offset_s
-        columns = FeatureColumns(self._features, self._encoder, shard.users, rows, offset_s)
+        watches = shard.events.get("watches")
+        of_watches = watches.table if watches else None
+        columns = FeatureColumns(self._features, self._encoder, shard.users, rows, offset_s, of_watches)
         candidates = self._encoder.positions(table["video_id"].combine_chunks())
         requests_again = Histories(shard, self._encoder, self._lists).at(each, snapshot_us, candidates)
         return columns.of(requests_again, each)
@@ -247,8 +249,8 @@ def _before(row: Row, snapshot_us: int) -> bool:
 
 
 def _same(stored: Any, recomputed: Any) -> bool:
-    if isinstance(stored, list) or isinstance(recomputed, list):
-        return stored == recomputed
+    if isinstance(stored, list) and isinstance(recomputed, list):
+        return len(stored) == len(recomputed) and all(map(_same, stored, recomputed))
     if isinstance(stored, float):
         if math.isnan(stored) or math.isnan(recomputed):
             return math.isnan(stored) and math.isnan(recomputed)

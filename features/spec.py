@@ -5,7 +5,8 @@ A feature is named by where its raw value comes from (`source`):
 - `users.<column>`, `videos.<column>`: a column of the canonical table, joined by id;
 - `request.<column>`: a column of the impression (or label watch) row that is known when the page is requested
   (`page`, `device`, `position`, `seed_video_id`, `hour`, `candidate_sources`, `candidate_scores`, ...);
-- `history.<derivation>`: computed from the user's earlier events by a derivation named in `features/history.py`.
+- `history.<derivation>`: computed from the user's earlier events by a derivation named in `features/history.py`;
+- `watches.<column>`: a column of each watch in the user's history, beside the bag of watched videos.
 """
 
 import json
@@ -49,7 +50,7 @@ class Feature:
       side: query or impression.
       source: where the raw value comes from; see the module's text.
       id_space: the vocabulary of a categorical feature; features of one space share its embedding table.
-      max_length: None for one value; n for a bag of at most n values.
+      max_length: None for one value; n for a list of at most n values.
       normaliser: of a continuous feature.
       low, high: the range of `Normaliser.SCALE`.
       serving_value: a fixed raw value used at serving in place of the logged one (position, example age).
@@ -69,16 +70,22 @@ class Feature:
     def __post_init__(self) -> None:
         if self.kind == Kind.CATEGORICAL and not self.id_space:
             raise ConfigError(f"feature {self.name!r}: a categorical feature needs an id_space")
-        if self.kind == Kind.CONTINUOUS and (self.id_space or self.max_length or not self.normaliser):
-            raise ConfigError(f"feature {self.name!r}: a continuous feature has a normaliser, no id_space, one value")
-        if "." not in self.source or self.source.split(".", 1)[0] not in {
-            "users",
-            "videos",
-            "request",
-            "history",
-        }:
+        if self.kind == Kind.CONTINUOUS and (self.id_space or not self.normaliser):
+            raise ConfigError(f"feature {self.name!r}: a continuous feature has a normaliser and no id_space")
+        room, dot, _ = self.source.partition(".")
+        if not dot or room not in {"users", "videos", "request", "history", "watches"}:
             raise ConfigError(
-                f"feature {self.name!r}: source {self.source!r} is not users.X, videos.X, request.X or history.X"
+                f"feature {self.name!r}: source {self.source!r} is not users.X, videos.X, request.X, history.X or "
+                "watches.X"
+            )
+        if self.kind == Kind.CONTINUOUS and self.multivalent and room not in {"history", "watches"}:
+            raise ConfigError(
+                f"feature {self.name!r}: {self.source} is one number; only columns of watches and of history are lists"
+            )
+        if room == "watches" and not (self.multivalent and self.side == Side.QUERY):
+            raise ConfigError(
+                f"feature {self.name!r}: {self.source} is a list on the query side, one value for each watch; "
+                "set max_length"
             )
 
     @property
@@ -87,10 +94,9 @@ class Feature:
 
     @property
     def arrow_type(self) -> pa.DataType:
-        """The column type in example sets: embedding rows, lists of them, or raw float32 values."""
-        if self.kind == Kind.CONTINUOUS:
-            return pa.float32()
-        return pa.list_(pa.int32()) if self.multivalent else pa.int32()
+        """The column type in example sets: embedding rows or raw float32 values, or lists of them."""
+        value = pa.float32() if self.kind == Kind.CONTINUOUS else pa.int32()
+        return pa.list_(value) if self.multivalent else value
 
 
 @dataclass(frozen=True)

@@ -39,9 +39,10 @@ def test_features_are_found_by_side_kind_and_name() -> None:
         ({"kind": Kind.CONTINUOUS, "source": "users.x"}, "has a normaliser"),
         (
             {"kind": Kind.CONTINUOUS, "source": "users.x", "normaliser": Normaliser.SCALE, "max_length": 3},
-            "one value",
+            "is one number",
         ),
         ({"kind": Kind.CATEGORICAL, "source": "elsewhere.x", "id_space": "x"}, "is not users.X"),
+        ({"kind": Kind.CATEGORICAL, "source": "watches.page", "id_space": "page"}, "one value for each watch"),
     ],
 )
 def test_impossible_features_are_refused(arguments: dict, message: str) -> None:

@@ -27,8 +27,11 @@ def reproduce(
         Path | None, typer.Option(help="Results folder.  [default: benchmarks/results in a checkout, else results]")
     ] = None,
     workdir: Annotated[Path, typer.Option(help="Where data and trained variants are kept.")] = Path("runs/reproduce"),
+    trainings: Annotated[
+        int | None, typer.Option(min=1, help="Trainings of each variant.  [default: 3; at smoke scale 1]")
+    ] = None,
 ) -> None:
     """Runs one experiment."""
     from benchmarks.reproduce import reproduce as run_experiment
 
-    run_experiment(name, scale, source, set_ or [], output, workdir, open_console())
+    run_experiment(name, scale, source, set_ or [], output, workdir, open_console(), trainings)

@@ -66,6 +66,7 @@ class Request:
       output: results folder.
       workdir: where data and variants are kept.
       console: where it speaks.
+      trainings: of each variant, which differ in their seed; None: three at full scale, one at smoke scale.
     """
 
     name: str
@@ -75,6 +76,12 @@ class Request:
     output: Path
     workdir: Path
     console: Console
+    trainings: int | None = None
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """Of the trainings of each variant."""
+        return tuple(range(1, 1 + (self.trainings or (3 if self.scale == Scale.FULL else 1))))
 
     @property
     def result_name(self) -> str:
@@ -86,6 +93,7 @@ class Request:
     def command(self) -> str:
         """What repeats it."""
         settings = [word for override in self.overrides for word in ("--set", _PATH.sub("=DIR", override))]
+        settings += ["--trainings", str(self.trainings)] if self.trainings else []
         return shlex.join(["upnext", "reproduce", self.name, "--scale", self.scale, "--source", self.source, *settings])
 
     def say(self, text: str) -> None:
@@ -159,11 +167,19 @@ def truth_of(run: Run) -> Truth | None:
 
 
 def mean_of_seeds(measurements: Sequence[Measurement]) -> Measurement:
-    """One metric of several trainings that differ only in their seed, averaged; over the same draws of users."""
-    first = measurements[0]
-    samples = np.mean([measurement.samples for measurement in measurements], axis=0)
+    """One metric of several trainings that differ only in their seed, averaged; over the same draws of users.
+
+    In each draw of the users the trainings are drawn with replacement too, so that the interval holds their spread
+    beside that of the users. Few trainings drawn so spread too little, by the factor √((n − 1) / n), which is undone.
+    """
+    first, n = measurements[0], len(measurements)
+    samples = np.stack([measurement.samples for measurement in measurements])
+    mean = samples.mean(axis=0)
+    if n > 1:
+        drawn = np.random.default_rng(n).integers(0, n, samples.shape)
+        mean = mean + np.sqrt(n / (n - 1)) * (np.take_along_axis(samples, drawn, axis=0).mean(axis=0) - mean)
     value = float(np.mean([measurement.value for measurement in measurements]))
-    return Measurement(first.name, value, samples, first.n, first.population, first.confidence)
+    return Measurement(first.name, value, mean, first.n, first.population, first.confidence)
 
 
 class Outcome(StrEnum):
@@ -181,12 +197,13 @@ class Outcome(StrEnum):
 class Claim:
     """A claim about the difference of two variants.
 
-    A difference is told from noise where its interval over users does not hold 0 and all seeds agree on its sign.
+    A difference is told from noise where its interval over users and trainings does not hold 0 and all trainings agree
+    on its sign.
 
     Args:
       text: the claim.
-      difference: of the first variant minus the second, averaged over seeds.
-      by_seed: the same, seed by seed.
+      difference: of the first variant minus the second, averaged over trainings.
+      by_seed: the same, training by training.
       sign: −1 where the claim is that the difference is negative, 1 where positive.
       switched_off: the world lacks the cause of the claim, so that the difference is to vanish.
     """

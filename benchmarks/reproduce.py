@@ -22,6 +22,7 @@ def reproduce(
     output: Path | None,
     workdir: Path,
     console: Console,
+    trainings: int | None = None,
 ) -> None:
     """Runs one experiment and publishes its result.
 
@@ -33,6 +34,7 @@ def reproduce(
       output: results folder; None: the default of `report.results_folder`.
       workdir: where data and variants are kept.
       console: where it speaks.
+      trainings: of each variant; None: three at full scale, one at smoke scale.
 
     Raises:
       ConfigError: there is no such experiment, scale or source, or the source has not what the experiment needs.
@@ -51,9 +53,8 @@ def reproduce(
             f"on {source} there are {', '.join(ON_REAL_LOGS)}"
         )
     find_devices()
-    request = Request(
-        name, Scale(scale), SourceName(source), tuple(overrides), output or results_folder(), workdir, console
-    )
+    folder = output or results_folder()
+    request = Request(name, Scale(scale), SourceName(source), tuple(overrides), folder, workdir, console, trainings)
     import_module(f"benchmarks.covington2016.{name}").reproduce(request)
 
 

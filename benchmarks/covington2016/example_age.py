@@ -45,7 +45,6 @@ from pipeline.sources.truth import numbered_ids
 
 FEATURE = "example_age"
 WITH, WITHOUT = "with example age", "without"
-SEEDS = (1,)
 OFF = "no_ageing"
 SWITCHED_OFF = {"freshness": 0.0}
 DAY_US = 86_400_000_000
@@ -92,7 +91,7 @@ def reproduce(request: Request) -> None:
         {
             "command": request.command,
             "summary": [claim.sentence() for claim in claims],
-            "seeds": len(SEEDS),
+            "trainings of each variant": len(request.seeds),
             "settings": published_settings(run, {"source", "split", "generator"}),
             "switched_off": {OFF: SWITCHED_OFF},
         },
@@ -129,7 +128,7 @@ class World:
         fresh = np.flatnonzero(curves.uploaded > curves.days[-1] - FRESH_DAYS)
         world = World(curves, {}, {}, {}, {}, float(share[fresh].sum()))
         for variant, without in ((WITH, ()), (WITHOUT, (FEATURE,))):
-            for seed in SEEDS:
+            for seed in request.seeds:
                 answers = generator_answers(
                     request, run, variant.replace(" ", "_"), {}, seed, without, lambda m: {"curve": asked(run, m)}
                 )

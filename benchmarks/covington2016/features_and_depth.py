@@ -38,7 +38,6 @@ FEATURE_SETS: dict[str, tuple[str, ...]] = {
 """Name -> the features that are left out."""
 FIRST, LAST = "watches only", "all features"
 DEPTHS: tuple[int, ...] = (0, 1, 2, 3, 4)
-SEEDS = (1,)
 OFF = "nothing_to_add"
 SWITCHED_OFF = dict.fromkeys(("searches", "freshness", "demographics", "language", "context", "duration_fit"), 0.0)
 PAPER = (
@@ -70,7 +69,7 @@ def reproduce(request: Request) -> None:
         {
             "command": request.command,
             "summary": [claim.sentence() for claim in claims],
-            "seeds": len(SEEDS),
+            "trainings of each variant": len(request.seeds),
             "settings": published_settings(run, {"source", "split", "generator"}),
             "switched_off": {OFF: SWITCHED_OFF},
         },
@@ -83,7 +82,7 @@ def measure(request: Request, run: Run, variants: list[tuple[str, int]]) -> Maps
     held_out = HeldOutWatches(run)
     maps: Maps = {}
     for features, depth in variants:
-        for seed in SEEDS:
+        for seed in request.seeds:
             name = f"{features.replace('+ ', 'with ').replace(' ', '_')}-depth{depth}"
             answers = generator_answers(request, run, name, {"depth": depth}, seed, FEATURE_SETS[features])
             maps.setdefault((features, depth), []).append(held_out.map(answers))

@@ -20,7 +20,6 @@ from features.candidate_examples import LabelChoice
 from pipeline.config_file import read_settings
 from pipeline.evaluation.bootstrap import Measurement, paired_difference
 
-SEEDS = (1,)
 NAMES = {LabelChoice.ROLLBACK: "rollback (next watch)", LabelChoice.RANDOM_HOLD_OUT: "random hold-out"}
 OFF = "no_order"
 SWITCHED_OFF = dict.fromkeys(("series", "freshness", "short_term_taste", "related", "rewatch"), 0.0)
@@ -36,7 +35,7 @@ def reproduce(request: Request) -> None:
     base = kuairand_settings(full) if real else simulator_settings(full)
     base["features"] = {**base.get("features", {}), "without": ["search_tokens", "last_search_tokens"]}
     worlds: dict[str, dict[str, float]] = {"kuairand": {}} if real else {"plausible": {}, OFF: SWITCHED_OFF}
-    seeds = SEEDS if full else SEEDS[:1]
+    seeds = request.seeds
     maps: Maps = {}
     notes: dict[str, str] = {}
     for world, switches in worlds.items():
@@ -57,7 +56,7 @@ def reproduce(request: Request) -> None:
         {
             "command": request.command,
             "summary": [claim.sentence() for claim in claims],
-            "seeds": len(seeds),
+            "trainings of each variant": len(seeds),
             "settings": run.config.model_dump(
                 mode="json", include={"source", "split", "generator", "candidate_examples"}
             ),

@@ -84,7 +84,7 @@ class Losses:
 def reproduce(request: Request) -> None:
     """Publishes `ranker_layers`."""
     full = request.scale == Scale.FULL
-    seeds = SEEDS if full else SEEDS[:1]
+    seeds = request.seeds
     base = kuairand_settings(full) if request.source == SourceName.KUAIRAND else simulator_settings(full)
     run = prepare(request, "plausible", configuration(request, base))
     rows = variants()
@@ -107,15 +107,12 @@ def reproduce(request: Request) -> None:
         {
             "command": request.command,
             "summary": [claim.sentence() for claim in claims],
-            "seeds": len(seeds),
+            "trainings of each variant": len(seeds),
             "settings": published_settings(run, {"source", "split", "ranker"}),
             "switched_off": SWITCHED_OFF if off else {},
         },
         request.console,
     )
-
-
-SEEDS = (1,)
 
 
 def simulator_settings(full: bool) -> dict[str, Any]:

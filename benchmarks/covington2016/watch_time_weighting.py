@@ -42,7 +42,6 @@ from pipeline.sources.truth import numbered_ids
 
 WATCH_TIME, CLICKS, TRUE_WATCH_TIME, TRUE_CLICKS = "watch-time odds", "click odds", "true watch time", "true clicks"
 VARIANTS = {WATCH_TIME: Objective.WEIGHTED, CLICKS: Objective.UNWEIGHTED}
-SEEDS = (1,)
 OFF = "no_clickbait"
 SWITCHED_OFF = {"clickbait": 0.0}
 
@@ -63,7 +62,7 @@ def reproduce(request: Request) -> None:
         {
             "command": request.command,
             "summary": [claim.sentence() for claim in claims],
-            "seeds": len(SEEDS),
+            "trainings of each variant": len(request.seeds),
             "settings": published_settings(run, {"source", "split", "ranker"}),
             "switched_off": {OFF: SWITCHED_OFF},
         },
@@ -105,10 +104,10 @@ class World:
         for variant, objective in VARIANTS.items():
             model = {"objective": objective.value}
             world.answers[variant] = [
-                ranker_answers(request, run, variant.replace(" ", "_"), model, seed) for seed in SEEDS
+                ranker_answers(request, run, variant.replace(" ", "_"), model, seed) for seed in request.seeds
             ]
         orders = {variant: [found["score"] for found in by_seed] for variant, by_seed in world.answers.items()}
-        orders |= {TRUE_WATCH_TIME: [click * seconds] * len(SEEDS), TRUE_CLICKS: [click] * len(SEEDS)}
+        orders |= {TRUE_WATCH_TIME: [click * seconds] * len(request.seeds), TRUE_CLICKS: [click] * len(request.seeds)}
         for order, by_seed in orders.items():
             world.stands[order] = [
                 standing(scores, held_out.shown.groups, marked, comparable, held_out.bootstrap) for scores in by_seed

@@ -57,10 +57,26 @@ def test_a_verdict_follows_from_the_interval_the_seeds_and_the_sign(
     assert found.sentence(2).endswith(f": {outcome}")
 
 
-def test_seeds_are_averaged_draw_by_draw() -> None:
-    mean = mean_of_seeds([measured(0.2, 0.1), measured(0.4, 0.3)])
-    assert mean.value == pytest.approx(0.3)
-    assert mean.samples[[0, -1]] == pytest.approx([0.1, 0.5])  # (0.1 + 0.1) / 2 and (0.3 + 0.7) / 2
+def test_trainings_are_averaged_over_the_same_draws_of_users() -> None:
+    mean = mean_of_seeds([measured(0.2, 0.1), measured(0.2, 0.3)])
+    assert mean.value == pytest.approx(0.2)
+    assert mean.samples[50] == pytest.approx(0.2)  # the middle draw: both say 0.2, whichever is drawn
+    alone = measured(0.2, 0.1)
+    np.testing.assert_allclose(mean_of_seeds([alone]).samples, alone.samples)
+
+
+def test_the_interval_holds_the_spread_of_trainings() -> None:
+    """Two trainings say 0.2 and 0.4: drawn twice, their mean is 0.2, 0.3, 0.3 or 0.4; 0.1 √2 on either side."""
+    many = [Measurement("loss", value, np.full(20_000, value), 10, "population") for value in (0.2, 0.4)]
+    mean = mean_of_seeds(many)
+    values, counts = np.unique(mean.samples.round(6), return_counts=True)
+    np.testing.assert_allclose(values, [0.3 - 0.1 * 2**0.5, 0.3, 0.3 + 0.1 * 2**0.5], atol=1e-6)
+    np.testing.assert_allclose(counts / 20_000, [0.25, 0.5, 0.25], atol=0.02)
+    spread = np.std([0.2, 0.4], ddof=1) / 2**0.5
+    assert np.std(mean.samples) == pytest.approx(spread, rel=0.02)
+    # Trainings are drawn alike for both variants: what their difference has in common is not spread.
+    shifted = [Measurement("loss", m.value + 0.05, m.samples + 0.05, 10, "population") for m in many]
+    np.testing.assert_allclose(mean_of_seeds(shifted).samples - mean.samples, 0.05)
 
 
 def test_expected_loss_by_hand() -> None:
@@ -227,6 +243,19 @@ def test_every_experiment_runs_and_publishes(name: str, work: Path, tmp_path: Pa
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Worlds, shared by the experiments that have the same."""
     return tmp_path_factory.mktemp("worlds")
+
+
+def test_trainings_are_three_for_figures_and_told_where_they_are_not(tmp_path: Path) -> None:
+    console = Console(quiet=True)
+
+    def asked(scale: Scale, trainings: int | None) -> Request:
+        return Request("label_choice", scale, SourceName.SIMULATOR, (), tmp_path, tmp_path, console, trainings)
+
+    assert asked(Scale.FULL, None).seeds == (1, 2, 3)
+    assert asked(Scale.SMOKE, None).seeds == (1,)
+    assert asked(Scale.FULL, 1).seeds == (1,)
+    assert asked(Scale.FULL, 1).command.endswith("--source simulator --trainings 1")
+    assert "--trainings" not in asked(Scale.FULL, None).command
 
 
 def test_published_commands_name_no_folder_of_the_machine(tmp_path: Path) -> None:

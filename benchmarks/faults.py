@@ -11,9 +11,10 @@ import argparse
 import signal
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +73,9 @@ OUTPUTS = {
 """Stage -> what it publishes."""
 LONG = ("train-generator", "train-ranker", "evaluate", "export")
 """Stages that take more than a second or two: their faults take turns with those of the others."""
+LAST = ("evaluate", "export")
+"""Stages that write much and only at their end: stops in their midst have a turn of their own."""
+AT_A_MOMENT = ", at a moment"
 NOTE = (
     "A damaged file that a later stage reads was refused by that stage first, naming it; it counts as continued where "
     "its own stage then made it again, which is not tried for models and exports."
@@ -141,7 +145,7 @@ class Campaign:
         for stage in stages:
             found += [Case(f"{stop}, at a file operation", stage, self._stop_at(stage, stop)) for stop in Stop]
             for stop, number in ((Stop.KILL, signal.SIGKILL), (Stop.INTERRUPT, signal.SIGINT)):
-                found.append(Case(f"{stop}, at a moment", stage, self._stop_after(stage, number)))
+                found.append(Case(f"{stop}{AT_A_MOMENT}", stage, self._stop_after(stage, number)))
             if small_file_systems():
                 found.append(Case("disk full, a small file system", stage, self._small(stage)))
             found.append(Case("two runs at once", stage, self._two(stage)))
@@ -286,18 +290,22 @@ def _some_file(folder: Path, seed: int) -> Path:
     return files[int(np.random.default_rng(seed + 1).integers(len(files)))]
 
 
-def in_turn(quick: list[Case], long: list[Case], draw: np.random.Generator) -> Iterator[Case]:
-    """All cases again and again in random order, one long one after seven quick ones."""
+def in_turn(kinds: Sequence[tuple[int, Sequence[Case]]], draw: np.random.Generator) -> Iterator[Case]:
+    """All cases again and again, each kind in random order.
 
-    def endless(cases: list[Case]) -> Iterator[Case]:
+    Args:
+      kinds: how many cases of a kind come in a row before the next kind's turn, and the cases.
+      draw: of the order.
+    """
+
+    def endless(cases: Sequence[Case]) -> Iterator[Case]:
         while True:
             yield from (cases[index] for index in draw.permutation(len(cases)))
 
-    quick_ones, long_ones = endless(quick), endless(long)
+    orders = [(count, endless(cases)) for count, cases in kinds]
     while True:
-        for _ in range(7):
-            yield next(quick_ones)
-        yield next(long_ones)
+        for count, cases in orders:
+            yield from islice(cases, count)
 
 
 def campaign(seconds: float, seed: int, workdir: Path, output: Path, console: Console) -> int:
@@ -305,10 +313,13 @@ def campaign(seconds: float, seed: int, workdir: Path, output: Path, console: Co
     met = Campaign(workdir, console)
     draw = np.random.default_rng(seed)
     quick = met.cases(tuple(stage for stage in OUTPUTS if stage not in LONG)) + met.records()
+    long = met.cases(LONG)
+    midst = [case for case in long if case.what in LAST and case.fault.endswith(AT_A_MOMENT)]
+    kinds = [(5, quick), (1, [case for case in long if case not in midst]), (1, midst)]
     counts: dict[tuple[str, str], Counter] = defaultdict(Counter)
     failures: list[str] = []
     deadline = time.monotonic() + seconds
-    for case in in_turn(quick, met.cases(LONG), draw):
+    for case in in_turn(kinds, draw):
         if time.monotonic() > deadline:
             break
         case_seed = int(draw.integers(1 << 30))

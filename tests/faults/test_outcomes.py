@@ -1,11 +1,14 @@
 """The judge of disturbed runs sees what differs, and allows what may."""
 
+from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from benchmarks.fault_injection import Ending
 from benchmarks.fault_outcomes import close, differences, half_published
+from benchmarks.faults import Case, Outcome, in_turn
 from features.artifacts import publish
 
 RANKS = [float(rank) for rank in range(101)]
@@ -60,3 +63,12 @@ def test_a_command_succeeds_or_refuses_in_one_line(code: int, err: str, complain
     found = Ending(code, "", err, 0).complaint()
     assert complaint in found
     assert bool(found) == bool(complaint)
+
+
+def test_kinds_of_faults_take_turns_and_none_is_forgotten() -> None:
+    cases = {name: Case(name, "stage", lambda seed: (Outcome.CONTINUED, "")) for name in "abcd"}
+    quick, midst = [cases[name] for name in "abc"], [cases["d"]]
+    told = [case.fault for case in islice(in_turn([(2, quick), (1, midst)], np.random.default_rng(0)), 9)]
+    assert told[2::3] == ["d", "d", "d"]
+    assert sorted(told[0:2] + told[3:4]) == ["a", "b", "c"]  # each quick one once before any comes again
+    assert sorted(told[4:5] + told[6:8]) == ["a", "b", "c"]

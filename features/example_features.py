@@ -1,7 +1,7 @@
 """Feature columns of examples: history derivations, and columns of users, requests and videos taken by row."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -105,8 +105,8 @@ class FeatureColumns:
         for feature in features:
             room, name = feature.source.split(".", 1)
             if room == "watches":
-                one = replace(feature, max_length=None)
-                self._of_watches[feature.name] = encoder.column(one, _column(watches, name, feature)).to_numpy()
+                values = encoder.column(feature.of_one_watch, _column(watches, name, feature))
+                self._of_watches[feature.name] = values.to_numpy()
             elif room == "users":
                 self._encoded[feature.name] = encoder.column(feature, _column(users, name, feature))
             elif room == "videos":
@@ -130,7 +130,7 @@ class FeatureColumns:
             if feature.name in self._of_watches:
                 length = int(feature.max_length or 0)
                 found = history.last_events(requests.watches, self._of_watches[feature.name], length)
-                columns[feature.name] = list_array(found)
+                columns[feature.name] = _of_candidates(list_array(found), feature, requests)
             elif feature.name in self._encoded:
                 columns[feature.name] = self._encoded[feature.name].take(index[feature.source.split(".", 1)[0]])
             else:
@@ -169,6 +169,11 @@ def history_column(feature: Feature, requests: Requests) -> pa.Array:
     else:
         values = history.CONTINUOUS[derivation](requests)
     column = list_array(values) if isinstance(values, Bags) else pa.array(values)
+    return _of_candidates(column, feature, requests)
+
+
+def _of_candidates(column: pa.Array, feature: Feature, requests: Requests) -> pa.Array:
+    """A feature's column with one entry for each candidate; of the query side it has one for each request."""
     if feature.side == Side.IMPRESSION or requests.one_candidate_each:
         return column
     return column.take(pa.array(requests.request))

@@ -231,7 +231,7 @@ def default_ranking_features(columns: Columns, config: FeatureListConfig = DEFAU
         *[
             _number(derivation.value, f"history.{derivation}", side=need.side)
             for derivation, need in REQUIREMENTS.items()
-            if need.kind == Kind.CONTINUOUS
+            if need.kind == Kind.CONTINUOUS and not need.bag
         ],
         _bag("candidate_sources", "request.candidate_sources", "source", config.max_candidate_sources, impression),
         _number("candidate_score", "request.candidate_scores", side=impression),

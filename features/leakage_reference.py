@@ -6,7 +6,7 @@ the catalogue and the tokens of a query.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -133,9 +133,8 @@ def reference_value(feature: Feature, request: PlainRequest, lookups: Lookups, l
     if room == "history":
         return _history(feature, name, request, lookups, lists)
     if room == "watches":
-        one = replace(feature, max_length=None)
         watches = request.watch_history[-lists.watch_window :][-int(feature.max_length or 0) :]
-        return [_encode(one, watch.get(name), lookups) for watch in watches]
+        return [_encode(feature.of_one_watch, watch.get(name), lookups) for watch in watches]
     if feature.source == "request.example_age":
         return request.example_age_s
     if room == "videos":

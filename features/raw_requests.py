@@ -8,6 +8,7 @@ Arrays are padded on the right with "" or NaN, oldest event first:
 | input | value |
 | --- | --- |
 | watched_video_ids, watched_timestamps, watched_watch_time_s | the last `watch_window` watches |
+| watched_page, watched_device, ... | columns of the same watches |
 | shown_video_ids, shown_timestamps, shown_clicked | the last `impression_window` impressions |
 | search_queries | the last `search_window` searches |
 | request_timestamp | the request's moment |
@@ -18,7 +19,7 @@ Times are float64 seconds since the epoch, NaN where only the order is known. Ev
 are not sent, nor the watch time of a watch that had not ended.
 """
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -77,7 +78,7 @@ def raw_requests(
     found: dict[str, np.ndarray] = {}
     if "request_timestamp" in inputs:
         found["request_timestamp"] = snapshots_us / 1e6
-    for name, columns in _HISTORIES.items():
+    for name, columns in _histories_of(inputs, requests).items():
         wanted = {given: column for given, column in columns.items() if given in inputs}
         if wanted:
             found |= _histories(tables, name, wanted, users, snapshots_us, windows[name])
@@ -87,6 +88,15 @@ def raw_requests(
         if name not in found:
             found[name] = _request_values(requests, name, given.rank)
     return {name: _typed(found[name], np.dtype(given.dtype)) for name, given in inputs.items()}
+
+
+def _histories_of(inputs: Iterable[str], requests: pa.Table) -> dict[str, dict[str, str]]:
+    """Event table -> raw input -> its column; `watched_<column>` is any further column of the watches."""
+    histories = {name: dict(columns) for name, columns in _HISTORIES.items()}
+    for name in inputs:
+        if name.startswith("watched_") and name not in requests.column_names:
+            histories["watches"].setdefault(name, name.removeprefix("watched_"))
+    return histories
 
 
 def logged_requests(tables: Path, table: str, examples: pa.Table, columns: Sequence[str]) -> dict[str, pa.Array]:

@@ -10,7 +10,7 @@ A feature is named by where its raw value comes from (`source`):
 """
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 
@@ -91,6 +91,11 @@ class Feature:
     @property
     def multivalent(self) -> bool:
         return self.max_length is not None
+
+    @property
+    def of_one_watch(self) -> "Feature":
+        """What each value of a list `watches.<column>` is by itself."""
+        return replace(self, source=self.source.replace("watches.", "request.", 1), max_length=None)
 
     @property
     def arrow_type(self) -> pa.DataType:

@@ -22,13 +22,26 @@ class RawWindow(NamedTuple):
 
     `valid` bool, `video` int32 catalogue positions (-1: not in the catalogue, or padding), `time_us` int64
     (`ORDER_ONLY` where not known, and in padding), `value` float32 (watch time in seconds, or clicked; NaN where not
-    known): each `[B, size]`.
+    known), `index` int32 places in the request's lists, `given` where padded: each `[B, size]`. `given` int32: length
+    of the lists as they were sent.
     """
 
     valid: tf.Tensor
     video: tf.Tensor
     time_us: tf.Tensor
     value: tf.Tensor
+    index: tf.Tensor
+    given: tf.Tensor
+
+    def of(self, values: tf.Tensor, padding: float | str) -> tf.Tensor:
+        """Another list beside the ids, `[B, W]`, in this window: `[B, size]`."""
+        return _take(values, self.index, self.given, padding)
+
+    def until_next_us(self, now_us: tf.Tensor) -> tf.Tensor:
+        """int64 `[B, size]`: the time of the next event, of the last event the request's; where padded any."""
+        following = tf.concat([self.time_us[:, 1:], tf.fill([tf.shape(now_us)[0], 1], tf.int64.min)], axis=1)
+        is_last = self.valid & ~tf.concat([self.valid[:, 1:], tf.zeros_like(self.valid[:, :1])], axis=1)
+        return tf.where(is_last, now_us[:, tf.newaxis], following)
 
 
 class VideoColumns(NamedTuple):
@@ -81,19 +94,24 @@ def raw_window(
     step = tf.maximum(count - size, 0)[:, tf.newaxis] + tf.range(size)[tf.newaxis, :]
     inside = step < count[:, tf.newaxis]
 
-    def take(values: tf.Tensor, padding: float) -> tf.Tensor:
-        padded = tf.pad(values, [[0, 0], [0, 1]], constant_values=tf.cast(padding, values.dtype))
-        last = tf.shape(values)[1]
-        index = tf.pad(order, [[0, 0], [0, 1]], constant_values=0)
-        index = tf.gather(index, tf.minimum(step, last), batch_dims=1)
-        return tf.ensure_shape(tf.gather(padded, tf.where(inside, index, last), batch_dims=1), [None, size])
-
+    given = tf.shape(ids)[1]
+    index = tf.gather(tf.pad(order, [[0, 0], [0, 1]]), tf.minimum(step, given), batch_dims=1)
+    index = tf.ensure_shape(tf.where(inside, index, given), [None, size])
     return RawWindow(
         valid=tf.ensure_shape(inside, [None, size]),
-        video=take(video, UNKNOWN_VIDEO),
-        time_us=take(time_us, ORDER_ONLY),
-        value=take(value, np.nan),
+        video=_take(video, index, given, UNKNOWN_VIDEO),
+        time_us=_take(time_us, index, given, ORDER_ONLY),
+        value=_take(value, index, given, np.nan),
+        index=index,
+        given=given,
     )
+
+
+def _take(values: tf.Tensor, index: tf.Tensor, given: tf.Tensor, padding: float | str) -> tf.Tensor:
+    """Values `[B, W]` at `index` `[B, n]`; place `given` and what a shorter list lacks are padding."""
+    missing = tf.maximum(given + 1 - tf.shape(values)[1], 1)
+    padded = tf.pad(values[:, :given], [[0, 0], [0, missing]], constant_values=tf.cast(padding, values.dtype))
+    return tf.gather(padded, index, batch_dims=1)
 
 
 def seconds_between(earlier_us: tf.Tensor, later_us: tf.Tensor) -> tf.Tensor:
@@ -176,11 +194,27 @@ def _seconds_since_last_watch(requests: RawRequests) -> tf.Tensor:
 
 def _mean_watch_time_s(requests: RawRequests) -> tf.Tensor:
     window = requests.watches
-    length = tf.cast(window.value, tf.float64)
-    known = window.valid & ~tf.math.is_nan(length)
+    counted = window.valid & has_ended(window, requests.now_us[:, tf.newaxis])
+    return _ratio(tf.where(counted, tf.cast(window.value, tf.float64), 0.0), counted)
+
+
+def has_ended(watches: RawWindow, moment_us: tf.Tensor) -> tf.Tensor:
+    """bool `[B, size]`: watches of known length that ended at `moment_us` (int64, broadcast) or before."""
+    length = tf.cast(watches.value, tf.float64)
+    known = ~tf.math.is_nan(length)
     length_us = tf.cast(tf.round(tf.where(known, length, 0.0) * 1e6), tf.int64)
-    counted = known & (window.time_us + length_us <= requests.now_us[:, tf.newaxis])
-    return _ratio(tf.where(counted, length, 0.0), counted)
+    return known & (watches.time_us + length_us <= moment_us)
+
+
+def seconds_to_next_watch(watches: RawWindow, now_us: tf.Tensor) -> tf.Tensor:
+    """float32 `[B, size]` seconds to the next watch, from the last to the request; NaN where not known or padded."""
+    return seconds_between(watches.time_us, watches.until_next_us(now_us))
+
+
+def watched_time_s(watches: RawWindow, now_us: tf.Tensor) -> tf.Tensor:
+    """float32 `[B, size]` watch times, NaN where not known, not ended when the next watch began, or padded."""
+    ended = has_ended(watches, watches.until_next_us(now_us)) | (watches.time_us == ORDER_ONLY)
+    return tf.where(ended, watches.value, np.float32(np.nan))
 
 
 def _click_rate(requests: RawRequests) -> tf.Tensor:

@@ -8,6 +8,7 @@ input.
 | watched_video_ids | string `[B, W]` | watches |
 | watched_timestamps | float64 `[B, W]` | their starts, seconds since the epoch; NaN: only the order is known |
 | watched_watch_time_s | float32 `[B, W]` | seconds watched; NaN: not known, or not ended |
+| watched_page, watched_device, ... | string or float32 `[B, W]` | columns `watches.*`, one entry for each watch |
 | shown_video_ids | string `[B, I]` | impressions |
 | shown_timestamps | float64 `[B, I]` | seconds since the epoch |
 | shown_clicked | float32 `[B, I]` | 1 or 0, NaN: not known |
@@ -18,7 +19,8 @@ input.
 | page, device, seed_video_id, ... | string or float32 `[B]`, bags `[B, n]` | columns `request.*` of query features |
 | user_language, region, gender, age, ... | string or float32 `[B]`, bags `[B, n]` | columns `users.*` |
 
-Lists may be longer than a model's windows: the last events count. An event at or after the request's moment is left
+Lists of the same events stand beside each other; one that is shorter is taken as missing at its end. Lists may be
+longer than a model's windows: the last events count. An event at or after the request's moment is left
 out where the signature has its time. Times are rounded to microseconds. Strings that no vocabulary holds, and "", are
 row 0; a candidate that the catalogue does not hold has its features missing.
 """
@@ -52,6 +54,9 @@ SPECS: Mapping[str, tf.TensorSpec] = {
 
 _HISTORY: Mapping[Derivation, tuple[str, ...]] = {
     Derivation.WATCHED_VIDEO_IDS: (WATCHED,),
+    Derivation.WATCHED_UPLOADER_IDS: (WATCHED,),
+    Derivation.SECONDS_TO_NEXT_WATCH: (WATCHED, WATCHED_AT, NOW),
+    Derivation.WATCHED_TIME_S: (WATCHED, WATCHED_AT, WATCHED_S, NOW),
     Derivation.SHOWN_VIDEO_IDS: (SHOWN,),
     Derivation.LAST_WATCHED_VIDEO_ID: (WATCHED,),
     Derivation.SEARCH_TOKENS: (QUERIES,),
@@ -75,7 +80,9 @@ _HISTORY: Mapping[Derivation, tuple[str, ...]] = {
 
 
 def column_input(feature: Feature) -> str:
-    """The input that holds the column which a feature `users.*` or `request.*` is."""
+    """The input that holds the column which a feature `users.*`, `request.*` or `watches.*` is."""
+    if feature.source.startswith("watches."):
+        return f"watched_{feature.source.removeprefix('watches.')}"
     return "user_language" if feature.source == "users.language" else feature.source.split(".", 1)[1]
 
 
@@ -100,4 +107,6 @@ def raw_inputs(feature: Feature) -> dict[str, tf.TensorSpec]:
         return {NOW: SPECS[NOW]}
     per_candidate = room == "request" and feature.side == Side.IMPRESSION
     dtype = tf.string if feature.kind == Kind.CATEGORICAL else tf.float32
+    if room == "watches":
+        return {WATCHED: SPECS[WATCHED], column_input(feature): tf.TensorSpec([None, None], dtype)}
     return {column_input(feature): tf.TensorSpec([None] * (1 + per_candidate + feature.multivalent), dtype)}

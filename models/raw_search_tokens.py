@@ -26,4 +26,5 @@ def search_tokens(queries: tf.Tensor) -> tf.RaggedTensor:
     # DROPPED is no code point, so the encoding leaves it out; a ragged mask would cost fifty operations.
     codes = codes.with_flat_values(replaced)
     unigrams = tf.strings.split(tf.strings.unicode_encode(codes, "UTF-8", errors="ignore"))
-    return tf.concat([unigrams, tf.strings.ngrams(unigrams, 2, separator=" ")], axis=1)
+    # Of every query first the n-grams of the first width, then those of the second.
+    return tf.strings.ngrams(unigrams, (1, 2), separator=" ")

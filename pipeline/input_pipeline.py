@@ -32,6 +32,7 @@ Signature = Mapping[str, tuple[tuple[int, ...], np.dtype]]
 Transform = Callable[[Mapping[str, tf.Tensor]], dict[str, tf.Tensor]]
 
 
+SEQUENCE = "watched_video_ids"  # the list that further list columns stand beside
 OPEN_FILES = 8  # read in turn when a set is streamed
 
 
@@ -131,26 +132,32 @@ class ExampleColumns:
                 yield self.arrays(pa.Table.from_batches([batch]))
 
     def arrays(self, table: pa.Table) -> Arrays:
-        """Columns as NumPy arrays: bags padded with 0 on the right to `max_length`, missing numbers NaN."""
+        """Columns as NumPy arrays: lists padded on the right to `max_length`, with 0 or NaN; missing numbers NaN.
+
+        A further column of lists is padded with 0 to the length of the sequence `watched_video_ids`.
+        """
         columns = {feature.name: _feature_array(table[feature.name], feature) for feature in self.examples.features}
-        return columns | {name: _number_array(table[name]) for name in self.extra}
+        for name in self.extra:
+            lists = pa.types.is_list(table.schema.field(name).type)
+            columns[name] = _padded(table[name], columns[SEQUENCE].shape[1], 0) if lists else _number_array(table[name])
+        return columns
 
 
 def _feature_array(column: pa.ChunkedArray, feature: Feature) -> np.ndarray:
     if feature.multivalent:
-        return _padded(column, int(feature.max_length or 0))
+        return _padded(column, int(feature.max_length or 0), np.nan if feature.kind == Kind.CONTINUOUS else 0)
     if feature.kind == Kind.CATEGORICAL:
         return pc.fill_null(column, 0).to_numpy()
     return column.to_numpy()  # null becomes NaN
 
 
-def _padded(column: pa.ChunkedArray, length: int) -> np.ndarray:
+def _padded(column: pa.ChunkedArray, length: int, padding: float) -> np.ndarray:
     """A list column as `[rows, length]`; of a longer list the last `length` items (the newest) are kept."""
     lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy()
     values = pc.list_flatten(column).to_numpy()
     ends = np.cumsum(lengths)
     kept = np.minimum(lengths, length)
-    padded = np.zeros((len(lengths), length), np.int32)
+    padded = np.full((len(lengths), length), padding, values.dtype)
     filled = np.arange(length) < kept[:, np.newaxis]
     if kept.sum() == len(values):
         padded[filled] = values

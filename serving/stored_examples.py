@@ -109,7 +109,8 @@ def dense(column: pa.ChunkedArray, feature: Feature) -> np.ndarray:
         dtype = np.float32 if feature.kind == Kind.CONTINUOUS else np.int32
         values = np.asarray(column.to_numpy(), dtype)
     else:
-        values = np.zeros((len(column), feature.max_length), np.int32)
+        absent, dtype = (np.nan, np.float32) if feature.kind == Kind.CONTINUOUS else (0, np.int32)
+        values = np.full((len(column), feature.max_length), absent, dtype)
         for row, bag in zip(values, column.to_pylist(), strict=True):
             row[: len(bag)] = bag
     return values[:, None] if feature.side == Side.IMPRESSION else values

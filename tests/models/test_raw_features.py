@@ -43,6 +43,11 @@ SPEC = FeatureSpec(
         bag("watched", "history.watched_video_ids", "clicked_video", 4),
         bag("watched_long", "history.watched_video_ids", "video", 50),
         one("last", "history.last_watched_video_id", "clicked_video"),
+        bag("watched_uploader_ids", "history.watched_uploader_ids", "uploader", 4),
+        bag("watched_page", "watches.page", "page", 4),
+        number("watched_speed", "watches.speed", max_length=4),
+        number("seconds_to_next_watch", "history.seconds_to_next_watch", max_length=4),
+        number("watched_time_s", "history.watched_time_s", max_length=50),
         bag("shown", "history.shown_video_ids", "clicked_video", 3),
         bag("tokens", "history.search_tokens", "search_token", 5),
         bag("last_tokens", "history.last_search_tokens", "search_token", 5),
@@ -61,7 +66,7 @@ SPEC = FeatureSpec(
         *[
             number(d.value, f"history.{d}", need.side)
             for d, need in REQUIREMENTS.items()
-            if need.kind == Kind.CONTINUOUS
+            if need.kind == Kind.CONTINUOUS and not need.bag
         ],
     )
 )
@@ -117,6 +122,8 @@ class Log:
         self.watch_time_s = [
             random.choice([0.5, 2.0, 3.1, 7000.7, np.nan], len(w)).astype(np.float32) for w in self.watches
         ]
+        self.pages = [random.choice(["home", "watch next", "elsewhere", ""], len(w)).tolist() for w in self.watches]
+        self.speeds = [random.choice([0.5, 2.0, np.nan], len(w)).astype(np.float32) for w in self.watches]
         self.clicked = [random.choice([0, 1, np.nan], len(s)).astype(np.float32) for s in self.shown]
         self.candidate_ids = random.choice(VIDEO_IDS, (users, candidates))
         n = users * candidates
@@ -183,7 +190,13 @@ class Log:
         candidate = encoder.positions(pa.array(self.candidate_ids.reshape(-1)))
         requests = Requests(self.now_us, *windows, encoder.videos, request, candidate)
         rows = RequestRows(self.requests, request, self.now_us[request])
-        columns = FeatureColumns(SPEC.features, encoder, self.user_table, rows, UTC_OFFSET_S)
+        watches = pa.table(
+            {
+                "page": pa.array([page or None for pages in self.pages for page in pages], pa.string()),
+                "speed": pa.array(np.concatenate(self.speeds)),
+            }
+        )
+        columns = FeatureColumns(SPEC.features, encoder, self.user_table, rows, UTC_OFFSET_S, watches)
         return columns.of(requests, np.arange(len(request)))
 
     def raw(self) -> dict[str, np.ndarray]:
@@ -194,6 +207,8 @@ class Log:
             "watched_video_ids": padded([[v for v, _ in h] for h in self.watches], ""),
             "watched_timestamps": padded([[seconds(t) for _, t in h] for h in self.watches], np.nan),
             "watched_watch_time_s": padded(self.watch_time_s, np.nan).astype(np.float32),
+            "watched_page": padded(self.pages, ""),
+            "watched_speed": padded(self.speeds, np.nan).astype(np.float32),
             "shown_video_ids": padded([[v for v, _ in h] for h in self.shown], ""),
             "shown_timestamps": padded([[seconds(t) for _, t in h] for h in self.shown], np.nan),
             "shown_clicked": padded(self.clicked, np.nan).astype(np.float32),
@@ -237,7 +252,8 @@ def assert_equals_examples(found: Mapping[str, tf.Tensor], examples: Mapping[str
             value = value.reshape(log.users * log.candidates, *value.shape[2:])
         column = examples[feature.name]
         if feature.multivalent:
-            expected = np.zeros((len(column), value.shape[1]), np.int32)
+            absent = np.float32(np.nan) if feature.kind == Kind.CONTINUOUS else np.int32(0)
+            expected = np.full((len(column), value.shape[1]), absent)
             for row, rows in zip(expected, column.to_pylist(), strict=True):
                 row[: len(rows)] = rows
         else:
@@ -255,7 +271,9 @@ def test_every_feature_equals_the_example_jobs(seed):
     examples = log.examples(tables)
     for derivation in REQUIREMENTS:  # the cases are there: no derivation is always missing or zero
         if derivation.value in SPEC:
-            assert np.isfinite(examples[derivation.value]).any() and np.any(examples[derivation.value].to_numpy() != 0)
+            column = examples[derivation.value]
+            found = (column.flatten() if pa.types.is_list(column.type) else column).to_numpy()
+            assert np.isfinite(found).any() and np.any(found != 0)
     assert_equals_examples(tf.function(features)(tensors(log.raw(), features)), examples, log)
 
 
@@ -275,7 +293,8 @@ def test_users_without_any_history():
     tables = encoder(np.random.default_rng(0))
     log = Log(np.random.default_rng(0), users=3, candidates=2)
     log.watches, log.shown, log.searches = [[]] * 3, [[]] * 3, [[]] * 3
-    log.watch_time_s, log.clicked = [np.zeros(0, np.float32)] * 3, [np.zeros(0, np.float32)] * 3
+    log.watch_time_s, log.clicked, log.speeds = ([np.zeros(0, np.float32)] * 3 for _ in range(3))
+    log.pages = [[]] * 3
     features = RawFeatures(SPEC, tables, LISTS, UTC_OFFSET_S)
     assert_equals_examples(features(tensors(log.raw(), features)), log.examples(tables), log)
 

@@ -5,7 +5,7 @@ number per user so that users weigh equally. "Rollback" (Figure 5b): inputs are 
 random hold-out that many collaborative filters use (Figure 5a) is a choice for comparison.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -20,12 +20,21 @@ from features.event_windows import ORDER_ONLY, Bags, Events
 from features.example_features import FeatureColumns, Histories, RequestRows, list_array
 from features.feature_lists import FeatureListConfig
 from features.hashing import combine, hash_strings
-from features.history import Derivation, seconds_between
+from features.history import Derivation, last_events, seconds_between
 from features.settings import Settings
 from features.shards import Shard
 from features.spec import Feature, FeatureSpec, Side
 from features.splits import PARTS, Part, Split
 from features.tables import TIMESTAMP
+
+LABEL_WEIGHTS = "label_weights"
+"""Column of sequence examples: w_l of each watch of the sequence as a label, 0 where it is none."""
+
+SEQUENCE = "watched_video_ids"
+"""The feature that further lists of a sequence stand beside."""
+
+LabelWeights = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""Watches at positions `[n]`, in the examples of own labels at rows `[n]` -> float32 weights `[n]`."""
 
 _CHUNK = 8192  # examples joined at a time
 _CHUNK_EVENTS = 1 << 22  # events of their histories at a time, where whole histories are needed
@@ -184,8 +193,8 @@ def query_features(spec: FeatureSpec) -> tuple[Feature, ...]:
     return spec.side(Side.QUERY)
 
 
-def candidate_schema(spec: FeatureSpec, part: Part) -> pa.Schema:
-    """The columns of a part of a candidate-generation example set."""
+def candidate_schema(spec: FeatureSpec, part: Part, sequences: bool = False) -> pa.Schema:
+    """The columns of a part of a candidate-generation example set, or of one of sequences."""
     fields: list[tuple[str, pa.DataType]] = [
         ("user_id", pa.string()),
         ("label_video_id", pa.string()),
@@ -194,6 +203,8 @@ def candidate_schema(spec: FeatureSpec, part: Part) -> pa.Schema:
         ("weight", pa.float32()),
         *[(feature.name, feature.arrow_type) for feature in query_features(spec)],
     ]
+    if sequences:
+        fields.append((LABEL_WEIGHTS, pa.list_(pa.float32())))
     if part != Part.TRAIN:
         fields.append(("seen_video_ids", pa.list_(pa.int32())))
     return pa.schema(fields)
@@ -208,6 +219,7 @@ def candidate_examples(
     encoder: Encoder,
     lists: FeatureListConfig,
     config: CandidateExamplesConfig,
+    label_weights: LabelWeights | None = None,
 ) -> Iterator[tuple[Part, pa.Table]]:
     """The examples of a shard.
 
@@ -220,6 +232,8 @@ def candidate_examples(
       encoder: looks up ids.
       lists: lengths of the history windows.
       config: how labels were chosen.
+      label_weights: of sequence examples: weights of the watches in the sequence that are labels too; every example
+        then weighs 1.
 
     Yields:
       A part and rows of its `candidate_schema`, some thousand at a time, in the shard's order.
@@ -227,11 +241,13 @@ def candidate_examples(
     watches = shard.events["watches"]
     history = Histories(shard, encoder, lists)
     rows = RequestRows(watches.table, watches.user, watches.time_us, _example_ages(watches.time_us, labels, totals))
-    columns = FeatureColumns(query_features(spec), encoder, shard.users, rows, split.utc_offset_s)
+    columns = FeatureColumns(query_features(spec), encoder, shard.users, rows, split.utc_offset_s, watches.table)
     seen = _FirstWatches(history.watches, watches.user, encoder.videos.rows["video"])
     user = watches.user[labels.row]
     for part in PARTS:
-        weights = _weights(user, labels.part == part, totals.labels[part], totals.users[part])
+        weights = np.ones(len(user), np.float32)
+        if label_weights is None:
+            weights = _weights(user, labels.part == part, totals.labels[part], totals.users[part])
         of_part = np.flatnonzero(labels.part == part)
         lengths = np.diff(watches.offsets)[user[of_part]]
         for chosen in _chunks(of_part, lengths):
@@ -250,9 +266,14 @@ def candidate_examples(
                 examples |= _held_out_columns(
                     spec, history.watches, user[chosen], row, labels.identity, split, encoder, config.seed
                 )
+            if label_weights is not None:
+                length = int(spec[SEQUENCE].max_length or 0)
+                positions = last_events(requests.watches, np.arange(len(watches.user)), length)
+                found = label_weights(positions.values, row[positions.example])
+                examples[LABEL_WEIGHTS] = list_array(Bags(found, positions.offsets))
             if part != Part.TRAIN:
                 examples["seen_video_ids"] = list_array(seen.before(history.watches, user[chosen], snapshot_us))
-            schema = candidate_schema(spec, part)
+            schema = candidate_schema(spec, part, label_weights is not None)
             yield part, pa.table([examples[name] for name in schema.names], schema)
 
 

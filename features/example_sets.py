@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from features.artifacts import publish, read_manifest
 from features.beam import make_pipeline, run
 from features.candidate_examples import (
+    SEQUENCE,
     CandidateExamplesConfig,
     LabelTotals,
     candidate_examples,
@@ -32,6 +33,7 @@ from features.errors import ArtifactError, DataError
 from features.example_reader import SPEC
 from features.feature_lists import DEFAULTS, FeatureListConfig, Model, source_columns
 from features.ranking_examples import RankingExamplesConfig, ranking_examples, ranking_labels, ranking_schema
+from features.sequence_examples import SequenceExamplesConfig, SequenceLabels, sequence_labels
 from features.shards import Shard, num_shards, read_shard, shard_columns
 from features.spec import FeatureSpec, write_specs
 from features.splits import PARTS, Part, Split
@@ -41,6 +43,7 @@ ROW_GROUP_ROWS = 1 << 16
 
 
 _CANDIDATE_DEFAULTS = CandidateExamplesConfig()
+_SEQUENCE_DEFAULTS = SequenceExamplesConfig()
 _RANKING_DEFAULTS = RankingExamplesConfig()
 
 
@@ -92,6 +95,51 @@ class CandidateExamplesJob:
 
 
 @dataclass(frozen=True)
+class SequenceExamplesJob:
+    """The sequence examples of a run.
+
+    Args:
+      spec: the features of generators of sequences, `watched_video_ids` among them.
+      split: of the labels.
+      lists: lengths of the history windows.
+      evaluation: validation and test labels, as of the candidate-generation examples.
+      config: training labels.
+    """
+
+    spec: FeatureSpec
+    split: Split
+    lists: FeatureListConfig = DEFAULTS
+    evaluation: CandidateExamplesConfig = _CANDIDATE_DEFAULTS
+    config: SequenceExamplesConfig = _SEQUENCE_DEFAULTS
+
+    model: ClassVar[Model] = "sequence_generator"
+    event_table: ClassVar[str] = "watches"
+
+    def schema(self, part: Part, columns: Mapping[str, Iterable[str]]) -> pa.Schema:
+        return candidate_schema(self.spec, part, sequences=True)
+
+    def tables(self) -> set[str]:
+        return {"watches"} | {table for f in query_features(self.spec) for table, _ in source_columns(f, self.model)}
+
+    def totals(self, shard: Shard, encoder: Encoder) -> LabelTotals:
+        return LabelTotals.of(shard, self._labels(shard, encoder).own)
+
+    def examples(self, shard: Shard, encoder: Encoder, totals: LabelTotals) -> ShardExamples:
+        labels = self._labels(shard, encoder)
+        batches = candidate_examples(
+            shard, labels.own, totals, self.split, self.spec, encoder, self.lists, self.evaluation, labels.weights
+        )
+        return ShardExamples(batches, labels.own.left_out)
+
+    def _labels(self, shard: Shard, encoder: Encoder) -> SequenceLabels:
+        length = int(self.spec[SEQUENCE].max_length or 0)
+        return sequence_labels(shard, self.split, encoder, self.evaluation, self.config, length)
+
+    def as_json(self) -> dict[str, Any]:
+        return {**_as_json(self), "evaluation": self.evaluation.model_dump(mode="json")}
+
+
+@dataclass(frozen=True)
 class RankingExamplesJob:
     """The ranking examples of a run.
 
@@ -129,7 +177,10 @@ class RankingExamplesJob:
         return _as_json(self)
 
 
-def _as_json(job: CandidateExamplesJob | RankingExamplesJob) -> dict[str, Any]:
+ExamplesJob = CandidateExamplesJob | SequenceExamplesJob | RankingExamplesJob
+
+
+def _as_json(job: ExamplesJob) -> dict[str, Any]:
     return {
         "kind": "examples",
         "model": job.model,
@@ -140,7 +191,7 @@ def _as_json(job: CandidateExamplesJob | RankingExamplesJob) -> dict[str, Any]:
 
 
 def build_examples(
-    job: CandidateExamplesJob | RankingExamplesJob,
+    job: ExamplesJob,
     shards: Path,
     features: Path,
     output: Path,
@@ -191,7 +242,7 @@ def _sum_totals(totals: Iterable[LabelTotals]) -> LabelTotals:
 class _OnShards(beam.DoFn):
     """Reads shards and holds the encoder."""
 
-    def __init__(self, job: CandidateExamplesJob | RankingExamplesJob, shards: Path, features: Path) -> None:
+    def __init__(self, job: ExamplesJob, shards: Path, features: Path) -> None:
         self._job = job
         self._shards = shards
         self._features = features
@@ -204,16 +255,14 @@ class _Totals(_OnShards):
     """Shard number → its totals."""
 
     def process(self, shard: int) -> Iterator[LabelTotals]:
-        if isinstance(self._job, CandidateExamplesJob):
+        if not isinstance(self._job, RankingExamplesJob):
             yield self._job.totals(read_shard(self._shards, shard, {"watches"}), self._encoder)
 
 
 class _WriteExamples(_OnShards):
     """Shard number → one Parquet file per part, and its counts."""
 
-    def __init__(
-        self, job: CandidateExamplesJob | RankingExamplesJob, shards: Path, features: Path, folder: Path
-    ) -> None:
+    def __init__(self, job: ExamplesJob, shards: Path, features: Path, folder: Path) -> None:
         super().__init__(job, shards, features)
         self._folder = folder
 

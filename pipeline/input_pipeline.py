@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 import tensorflow as tf
 from pydantic import Field
 
+from features.candidate_examples import SEQUENCE
 from features.errors import DataError
 from features.example_reader import ExampleSet
 from features.settings import Settings
@@ -32,7 +33,6 @@ Signature = Mapping[str, tuple[tuple[int, ...], np.dtype]]
 Transform = Callable[[Mapping[str, tf.Tensor]], dict[str, tf.Tensor]]
 
 
-SEQUENCE = "watched_video_ids"  # the list that further list columns stand beside
 OPEN_FILES = 8  # read in turn when a set is streamed
 
 

@@ -14,12 +14,13 @@ from features.artifacts import publish
 from features.catalogue import build_catalogue
 from features.encoding import Encoder, make_encoder
 from features.example_reader import SPEC
-from features.example_sets import CandidateExamplesJob, RankingExamplesJob
+from features.example_sets import ExamplesJob
 from features.feature_lists import (
     FeatureListConfig,
     columns_of,
     default_candidate_features,
     default_ranking_features,
+    default_sequence_features,
     id_sources,
 )
 from features.search_tokens import search_tokens
@@ -94,7 +95,10 @@ class Run:
     def __post_init__(self) -> None:
         write_tables(self.folder / "tables", self.tables)
         columns = columns_of(self.folder / "tables")
-        self.specs = {"candidate_generator": default_candidate_features(columns, self.lists).spec}
+        self.specs = {
+            "candidate_generator": default_candidate_features(columns, self.lists).spec,
+            "sequence_generator": default_sequence_features(columns, self.lists).spec,
+        }
         if "impressions" in columns:
             self.specs["ranker"] = default_ranking_features(columns, self.lists).spec
         self.publish_features(vocabularies(self.tables, self.split, self.specs))
@@ -196,7 +200,7 @@ def split_of(tables: Mapping[str, pa.Table], config: SplitConfig | None = None) 
     return resolve(config or SplitConfig(), latest)
 
 
-def build_here(job: CandidateExamplesJob | RankingExamplesJob, run: Run, output: Path) -> Path:
+def build_here(job: ExamplesJob, run: Run, output: Path) -> Path:
     """What `build_examples` publishes, written in this process without Beam."""
     manifest = job.as_json()
     with publish(output, manifest) as folder:

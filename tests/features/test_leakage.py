@@ -15,7 +15,7 @@ from features import history, ranking_examples
 from features.candidate_examples import CandidateExamplesConfig, LabelChoice
 from features.errors import LeakageError
 from features.event_windows import ORDER_ONLY, Events
-from features.example_sets import CandidateExamplesJob, RankingExamplesJob
+from features.example_sets import CandidateExamplesJob, ExamplesJob, RankingExamplesJob, SequenceExamplesJob
 from features.feature_lists import default_ranking_features
 from features.history import Derivation
 from features.leakage import LeakageConfig, check_leakage
@@ -36,9 +36,11 @@ def sets(run: Run) -> dict[str, Path]:
     return {model: build_here(job(run, model), run, run.folder / "examples" / model) for model in run.specs}
 
 
-def job(run: Run, model: str, **config: object) -> CandidateExamplesJob | RankingExamplesJob:
+def job(run: Run, model: str, **config: object) -> ExamplesJob:
     if model == "ranker":
         return RankingExamplesJob(run.specs[model], run.split)
+    if model == "sequence_generator":
+        return SequenceExamplesJob(run.specs[model], run.split)
     return CandidateExamplesJob(run.specs[model], run.split, config=CandidateExamplesConfig(**config))
 
 

@@ -5,10 +5,11 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.covington2016 import EXPERIMENTS
+from benchmarks.reproduce import EXPERIMENTS
+from benchmarks.reproduce import reproduce as run_experiment
 from pipeline.cli import SetOption, open_console
 
-HELP = "A result of the paper, beside the paper's figures.\n\n" + "\n\n".join(
+HELP = "A result of the papers, beside the papers' figures.\n\n" + "\n\n".join(
     f"[bold]{name}[/bold]: {about}" for name, about in EXPERIMENTS.items()
 )
 
@@ -32,6 +33,4 @@ def reproduce(
     ] = None,
 ) -> None:
     """Runs one experiment."""
-    from benchmarks.reproduce import reproduce as run_experiment
-
     run_experiment(name, scale, source, set_ or [], output, workdir, open_console(), trainings)

@@ -61,7 +61,7 @@ class Request:
 
     Args:
       name: of the experiment.
-      scale, source: see there.
+      scale, source: see there; source None: the experiment makes its own data.
       overrides: `key=value` texts on the run's configuration.
       output: results folder.
       workdir: where data and variants are kept.
@@ -71,7 +71,7 @@ class Request:
 
     name: str
     scale: Scale
-    source: SourceName
+    source: SourceName | None
     overrides: tuple[str, ...]
     output: Path
     workdir: Path
@@ -86,7 +86,7 @@ class Request:
     @property
     def result_name(self) -> str:
         """Names the published files."""
-        source = "" if self.source == SourceName.SIMULATOR else f"_{self.source}"
+        source = "" if self.source in (None, SourceName.SIMULATOR) else f"_{self.source}"
         return self.name + source + ("" if self.scale == Scale.FULL else f"_{self.scale}")
 
     @property
@@ -94,7 +94,8 @@ class Request:
         """What repeats it."""
         settings = [word for override in self.overrides for word in ("--set", _PATH.sub("=DIR", override))]
         settings += ["--trainings", str(self.trainings)] if self.trainings else []
-        return shlex.join(["upnext", "reproduce", self.name, "--scale", self.scale, "--source", self.source, *settings])
+        source = ["--source", self.source] if self.source else []
+        return shlex.join(["upnext", "reproduce", self.name, "--scale", self.scale, *source, *settings])
 
     def say(self, text: str) -> None:
         """One line of progress."""

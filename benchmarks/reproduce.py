@@ -7,9 +7,15 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks.covington2016 import EXPERIMENTS
+from benchmarks import beutel2018, covington2016
 from features.errors import ConfigError
 
+FOLDERS = {name: folder for folder in (covington2016, beutel2018) for name in folder.EXPERIMENTS}
+"""Name of each experiment -> the package its module is in."""
+EXPERIMENTS = covington2016.EXPERIMENTS | beutel2018.EXPERIMENTS
+"""Name of each experiment -> what it shows."""
+OWN_DATA = tuple(beutel2018.EXPERIMENTS)
+"""Experiments that make their own data and have no configuration."""
 ON_REAL_LOGS = ("ranker_layers", "label_choice")
 """Experiments that a log without searches, demographics and fresh uploads can answer."""
 
@@ -34,10 +40,11 @@ def reproduce(
       output: results folder; None: the default of `report.results_folder`.
       workdir: where data and variants are kept.
       console: where it speaks.
-      trainings: of each variant; None: three at full scale, one at smoke scale.
+      trainings: of each variant; None: three at full scale, one at smoke scale, unless the experiment says otherwise.
 
     Raises:
-      ConfigError: there is no such experiment, scale or source, or the source has not what the experiment needs.
+      ConfigError: there is no such experiment, scale or source, or the source has not what the experiment needs, or the
+        experiment has no source and no configuration.
     """
     _one_of("experiment", name, EXPERIMENTS)
     # Imported here: they bring TensorFlow.
@@ -47,15 +54,18 @@ def reproduce(
 
     _one_of("scale", scale, list(Scale))
     _one_of("source", source, list(SourceName))
+    if name in OWN_DATA and (overrides or source != SourceName.SIMULATOR):
+        given = [f"--source {source}", *(f"--set {override}" for override in overrides)]
+        raise ConfigError(f"{name}: makes its own data and has no settings, found {' '.join(given)}; leave that out")
     if source == SourceName.KUAIRAND and name not in ON_REAL_LOGS:
         raise ConfigError(
             f"{name}: {source} has not what it needs (searches, demographics, uploads through the window, the truth); "
             f"on {source} there are {', '.join(ON_REAL_LOGS)}"
         )
     find_devices()
-    folder = output or results_folder()
-    request = Request(name, Scale(scale), SourceName(source), tuple(overrides), folder, workdir, console, trainings)
-    import_module(f"benchmarks.covington2016.{name}").reproduce(request)
+    folder, logs = output or results_folder(), None if name in OWN_DATA else SourceName(source)
+    request = Request(name, Scale(scale), logs, tuple(overrides), folder, workdir, console, trainings)
+    import_module(f"{FOLDERS[name].__name__}.{name}").reproduce(request)
 
 
 def _one_of(what: str, value: str, known: Iterable[str]) -> None:

@@ -1,0 +1,167 @@
+"""Figure 5 of Beutel et al. 2018: can deep networks find that two of three features belong together?
+
+X_jia = u_(i,a) v_j: user and action (i, a) have one factor together, the item j another. A model sees i, j and a apart.
+
+- Networks: embeddings of 20 dimensions concatenated, one to three ReLU layers, a linear output; Adagrad at 0.01, the
+  paper's rate.
+- Tensor factorization ⟨u_i, v_j, w_a⟩ by rank. The best approximation of a rank is known: u as a matrix cut to that
+  rank by its singular values (Eckart and Young), because a factorization of rank ρ, projected on v, is a matrix of rank
+  ρ times v and no worse for it. So the table tells how much of what can be reached training reached.
+
+The paper's figure has no values in its text; what the text says is compared.
+"""
+
+from itertools import pairwise, product
+
+import numpy as np
+from matplotlib.figure import Figure as Plot
+
+from benchmarks.beutel2018.fit_tables import convergence_table, plain_values, spread
+from benchmarks.beutel2018.many_models import ConcatenatedNetworks, Factorizations, Fit, Training, train
+from benchmarks.beutel2018.synthetic_tensors import SyntheticTensors, discrete_cross_tensors, pearson
+from benchmarks.experiments import Request, Scale
+from benchmarks.report import Cell, ResultTable, new_plot, publish_result
+
+DIMENSION = 20
+SEEDS = 3
+DEPTHS = (1, 2, 3)
+WIDTHS = (20, 50, 100, 200)
+RANKS = (1, 2, 5, 10, 20, 50, 100)
+
+PAPER = (
+    "Beutel et al. 2018, section 8.1: deep networks in some cases attain a reasonably high R, which takes depth and "
+    "wide layers; factorization needs a relatively high rank, yet fewer parameters (no values)"
+)
+RANGE = "Pearson's R on the training data: median [lowest, highest] of the seeds."
+
+Networks = dict[tuple[int, int], Fit]
+"""(depth, width) -> what training gave."""
+
+
+def reproduce(request: Request) -> None:
+    """Publishes `discrete_crosses`."""
+    full = request.scale == Scale.FULL
+    seeds = range(request.trainings or SEEDS)
+    tensors = discrete_cross_tensors(seeds, 100 if full else 8)
+    depths, widths, ranks = (DEPTHS, WIDTHS, RANKS) if full else ((1, 2), (4,), (1, 2))
+    how = training(tensors.size, full)
+    shape = (seeds, tensors.axes, tensors.size)
+    networks: Networks = {}
+    for depth, width in product(depths, widths):
+        networks[depth, width] = train(ConcatenatedNetworks(*shape, DIMENSION, [width] * depth), tensors, how)
+        tell(request, f"{depth} x {width}", networks[depth, width])
+    factorizations = {}
+    for rank in ranks:
+        factorizations[rank] = train(Factorizations(*shape, rank), tensors, how)
+        tell(request, f"rank {rank}", factorizations[rank])
+    named = {network_name(*key): found for key, found in networks.items()}
+    named |= {f"factorization of rank {rank}": found for rank, found in factorizations.items()}
+    best = best_approximations(tensors, ranks)
+    publish_result(
+        request.output,
+        request.result_name,
+        [network_table(networks), factorization_table(factorizations, best), convergence_table(named, how)],
+        plot(networks, factorizations, best),
+        {
+            "command": request.command,
+            "summary": verdicts(networks, factorizations),
+            "seeds": len(seeds),
+            "correlations": plain_values(named),
+        },
+        request.console,
+    )
+
+
+def training(size: int, full: bool) -> Training:
+    """Adagrad at 0.01, the paper's rate; a tenth of the rows crossed with all indices of the other two axes."""
+    return Training(
+        0.01, columns=size, rows=max(size // 10, 2), first_check=1000 if full else 50, doublings=5 if full else 1
+    )
+
+
+def tell(request: Request, name: str, fit: Fit) -> None:
+    request.say(f"{name}: R {np.median(fit.correlations[-1]):.4f} after {fit.steps[-1]:,} steps")
+
+
+def network_name(depth: int, width: int) -> str:
+    return f"{depth} layer{'s' * (depth > 1)} of {width}"
+
+
+def best_approximations(tensors: SyntheticTensors, ranks: tuple[int, ...]) -> dict[int, np.ndarray]:
+    """R of the best approximation, in squares, by a factorization of each rank; `[seeds]`."""
+    found: dict[int, list[float]] = {rank: [] for rank in ranks}
+    for values in tensors.values:
+        pairs, scale, items = np.linalg.svd(values, full_matrices=False)
+        left, singular, right = np.linalg.svd(pairs[:, 0].reshape(tensors.size, tensors.size))
+        for rank in ranks:
+            cut = (left[:, :rank] * singular[:rank]) @ right[:rank]
+            found[rank].append(pearson(scale[0] * np.outer(cut, items[0]), values))
+    return {rank: np.array(by_seed) for rank, by_seed in found.items()}
+
+
+def network_table(networks: Networks) -> ResultTable:
+    """R by depth and width."""
+    rows: list[list[Cell]] = [[network_name(*key), fit.parameters, spread(fit)] for key, fit in networks.items()]
+    return ResultTable("Networks on concatenated embeddings", ["model", "parameters", "R"], rows, [RANGE], PAPER, 4)
+
+
+def factorization_table(factorizations: dict[int, Fit], best: dict[int, np.ndarray]) -> ResultTable:
+    """R by rank, and the highest possible."""
+    rows: list[list[Cell]] = [
+        [str(rank), fit.parameters, spread(fit), float(np.median(best[rank]))] for rank, fit in factorizations.items()
+    ]
+    return ResultTable(
+        "Tensor factorization", ["rank", "parameters", "R", "R of the best approximation"], rows, [RANGE], digits=4
+    )
+
+
+def verdicts(networks: Networks, factorizations: dict[int, Fit]) -> list[str]:
+    """The paper's sentences, by ours."""
+    deepest, widest = (max(sizes) for sizes in zip(*networks, strict=True))
+    by_width = [median(fit) for (depth, _), fit in networks.items() if depth == deepest]
+    by_depth = [median(fit) for (_, width), fit in networks.items() if width == widest]
+    best = max(networks, key=lambda key: median(networks[key]))
+    lines = [
+        f"R by width, {deepest} layers: {ascent(by_width)}",
+        f"R by depth, width {widest}: {ascent(by_depth)}",
+        f"best: {network_name(*best)}, R {median(networks[best]):.3f}, {networks[best].parameters:,} parameters",
+    ]
+    as_good = [rank for rank, fit in factorizations.items() if median(fit) >= median(networks[best])]
+    if not as_good:
+        return [*lines, f"no factorization up to rank {max(factorizations)} is as good"]
+    rank = min(as_good)
+    fewer = "fewer" if factorizations[rank].parameters < networks[best].parameters else "not fewer"
+    return [
+        *lines,
+        f"a factorization as good has rank {rank} and {factorizations[rank].parameters:,} parameters: {fewer}",
+    ]
+
+
+def ascent(values: list[float]) -> str:
+    """The values, and whether each is above the one before."""
+    rising = all(b > a for a, b in pairwise(values))
+    return f"{', '.join(f'{value:.3f}' for value in values)}: {'rises' if rising else 'does not always rise'}"
+
+
+def median(fit: Fit) -> float:
+    return spread(fit).value
+
+
+def plot(networks: Networks, factorizations: dict[int, Fit], best: dict[int, np.ndarray]) -> Plot:
+    """R over the number of parameters."""
+    canvas = new_plot(6.5, 4.5)
+    axes = canvas.subplots()
+    curves = {f"{depth} hidden": [f for (d, _), f in networks.items() if d == depth] for depth, _ in networks}
+    for name, fits in {**curves, "factorization": list(factorizations.values())}.items():
+        figures = [spread(fit) for fit in fits]
+        errors = [[f.value - f.low for f in figures], [f.high - f.value for f in figures]]
+        style = "s--" if name == "factorization" else "o-"
+        parameters = [fit.parameters for fit in fits]
+        axes.errorbar(parameters, [f.value for f in figures], yerr=errors, fmt=style, capsize=3, label=name)
+    parameters = [fit.parameters for fit in factorizations.values()]
+    axes.plot(parameters, [np.median(r) for r in best.values()], ":", color="grey", label="best approximation")
+    axes.set_xscale("log")
+    axes.set_xlabel("parameters")
+    axes.set_ylabel("Pearson's R on the training data")
+    axes.legend()
+    return canvas

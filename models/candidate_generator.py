@@ -15,6 +15,8 @@ from features.spec import FeatureSpec
 
 LABEL = "label"  # row of the label's video; 0 (out of vocabulary) counts for nothing in the loss
 WEIGHT = "weight"  # of an example in the loss
+STEP_LABELS = "step_labels"  # of sequence models, [batch, L + 1]: row of what each step predicts, 0 for nothing
+STEP_WEIGHTS = "step_weights"  # [batch, L + 1] float32: of each step in the loss
 
 
 class SoftmaxLoss(Protocol):

@@ -33,11 +33,13 @@ class ZeroFirstRowNormal(tf_keras.initializers.Initializer):
     Args:
       stddev: standard deviation of the other rows.
       seed: None draws from the global seed.
+      mean: of the other rows.
     """
 
-    def __init__(self, stddev: float, seed: int | None = None) -> None:
+    def __init__(self, stddev: float, seed: int | None = None, mean: float = 0.0) -> None:
         self.stddev = stddev
         self.seed = seed
+        self.mean = mean
 
     def __call__(self, shape: Any, dtype: Any = None, **kwargs: Any) -> tf.Tensor:
         offset = kwargs["partition_offset"][0] if "partition_offset" in kwargs else 0
@@ -45,11 +47,11 @@ class ZeroFirstRowNormal(tf_keras.initializers.Initializer):
         dtype = tf.as_dtype(dtype or tf.float32)
         # One partition must not repeat the numbers of another.
         seed = None if self.seed is None else self.seed + offset
-        values = tf_keras.initializers.RandomNormal(stddev=self.stddev, seed=seed)(shape, dtype=dtype)
+        values = tf_keras.initializers.RandomNormal(self.mean, self.stddev, seed)(shape, dtype=dtype)
         return values * tf.cast(tf.range(offset, offset + shape[0]) > 0, dtype)[:, tf.newaxis]
 
     def get_config(self) -> dict[str, Any]:
-        return {"stddev": self.stddev, "seed": self.seed}
+        return {"stddev": self.stddev, "seed": self.seed, "mean": self.mean}
 
 
 class EmbeddingTable(tf_keras.layers.Layer):
@@ -63,18 +65,22 @@ class EmbeddingTable(tf_keras.layers.Layer):
       vocabulary_size: number of ids; the table has `vocabulary_size + 1` rows.
       dimension: length of a vector.
       stddev: of the initial values; None is `1 / sqrt(dimension)`.
+      mean: of the initial values.
     """
 
-    def __init__(self, vocabulary_size: int, dimension: int, stddev: float | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self, vocabulary_size: int, dimension: int, stddev: float | None = None, mean: float = 0.0, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
         self.vocabulary_size = vocabulary_size
         self.dimension = dimension
         self.stddev = stddev
+        self.mean = mean
         self.embeddings = self.add_weight(
             "embeddings",
             shape=(vocabulary_size + 1, dimension),
             dtype=tf.float32,
-            initializer=ZeroFirstRowNormal(1 / math.sqrt(dimension) if stddev is None else stddev),
+            initializer=ZeroFirstRowNormal(1 / math.sqrt(dimension) if stddev is None else stddev, mean=mean),
             experimental_autocast=False,  # would cast the whole table before each gather
         )
         self.built = True
@@ -103,6 +109,7 @@ class EmbeddingTable(tf_keras.layers.Layer):
             "vocabulary_size": self.vocabulary_size,
             "dimension": self.dimension,
             "stddev": self.stddev,
+            "mean": self.mean,
         }
 
 

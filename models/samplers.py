@@ -19,11 +19,11 @@ from pydantic import Field
 
 from features.errors import ConfigError
 from features.settings import Settings
-from models.candidate_generator import LABEL
+from models.candidate_generator import LABEL, STEP_LABELS
 
 NEGATIVES = "negatives"  # [num_sampled] int32: rows of the drawn videos
 NEGATIVES_EXPECTED_COUNT = "negatives_expected_count"  # [num_sampled] float32
-LABEL_EXPECTED_COUNT = "label_expected_count"  # [batch] float32
+LABEL_EXPECTED_COUNT = "label_expected_count"  # [batch] float32, of sequence models [batch, steps]
 
 MAX_DRAWS_PER_NEGATIVE = 50
 
@@ -70,7 +70,7 @@ def class_probabilities(config: NegativeSamplerConfig, counts: np.ndarray) -> np
 
 
 def make_sampler(config: NegativeSamplerConfig, counts: np.ndarray, seed: int) -> Sampler:
-    """A function from labels (`[batch]` rows) to negatives, their expected counts and the labels' expected counts.
+    """A function from labels (rows `[batch]` or `[batch, steps]`) to negatives and the expected counts of both.
 
     At most half of the classes are drawn, and no more than `MAX_DRAWS_PER_NEGATIVE * num_sampled` draws are expected to
     give, so that a small or very skewed vocabulary does not make the search for distinct classes long.
@@ -81,8 +81,8 @@ def make_sampler(config: NegativeSamplerConfig, counts: np.ndarray, seed: int) -
       seed: of the draws.
 
     Returns:
-      A function for use in `tf.data.Dataset.map`: `[batch]` int32 rows -> (`[num_sampled]` int32 rows, `[num_sampled]`
-      float32, `[batch]` float32). A label of row 0 has expected count 1.
+      A function for use in `tf.data.Dataset.map`: `[batch, ...]` int32 rows -> (`[num_sampled]` int32 rows,
+      `[num_sampled]` float32, `[batch, ...]` float32). A label of row 0 has expected count 1.
 
     Raises:
       ConfigError: there is no class, or `log_uniform` where the counts do not descend.
@@ -101,8 +101,8 @@ def make_sampler(config: NegativeSamplerConfig, counts: np.ndarray, seed: int) -
     unigrams = probabilities.tolist() if config.distribution == Distribution.BY_FREQUENCY else []
 
     def sample(labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        known = labels > 0
-        true_classes = tf.cast(tf.maximum(labels - 1, 0), tf.int64)[:, tf.newaxis]
+        flat = tf.reshape(labels, [-1])
+        true_classes = tf.cast(tf.maximum(flat - 1, 0), tf.int64)[:, tf.newaxis]
         arguments = {
             "true_classes": true_classes,
             "num_true": 1,
@@ -118,17 +118,18 @@ def make_sampler(config: NegativeSamplerConfig, counts: np.ndarray, seed: int) -
         else:
             drawn = tf.random.fixed_unigram_candidate_sampler(**arguments, unigrams=unigrams)
         rows = tf.cast(drawn.sampled_candidates, tf.int32) + 1
-        true_counts = tf.where(known, tf.squeeze(drawn.true_expected_count, 1), 1.0)
+        true_counts = tf.where(flat > 0, tf.squeeze(drawn.true_expected_count, 1), 1.0)
+        true_counts = tf.ensure_shape(tf.reshape(true_counts, tf.shape(labels)), labels.shape)
         return rows, drawn.sampled_expected_count, true_counts
 
     return sample
 
 
 def attach_negatives(sampler: Sampler) -> Callable[[Mapping[str, tf.Tensor]], dict[str, tf.Tensor]]:
-    """For `tf.data.Dataset.map`: adds negatives and expected counts to a batch that has `label`."""
+    """For `tf.data.Dataset.map`: adds negatives and expected counts to a batch that has `label` or `step_labels`."""
 
     def attach(batch: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        rows, sampled_count, true_count = sampler(batch[LABEL])
+        rows, sampled_count, true_count = sampler(_labels(batch))
         return {
             **batch,
             NEGATIVES: rows,
@@ -150,6 +151,11 @@ def attach_label_probability(counts: np.ndarray) -> Callable[[Mapping[str, tf.Te
     by_row = np.concatenate([[1.0], np.maximum(counts, 1) / max(counts.max(initial=1), 1)]).astype(np.float32)
 
     def attach(batch: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        return {**batch, LABEL_EXPECTED_COUNT: tf.gather(by_row, batch[LABEL])}
+        return {**batch, LABEL_EXPECTED_COUNT: tf.gather(by_row, _labels(batch))}
 
     return attach
+
+
+def _labels(batch: Mapping[str, tf.Tensor]) -> tf.Tensor:
+    """What is predicted: at every step, in the batches of sequence models."""
+    return batch[STEP_LABELS] if STEP_LABELS in batch else batch[LABEL]

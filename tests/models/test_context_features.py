@@ -1,0 +1,136 @@
+"""Context of watches: buckets, alignment with events and steps, the latent cross."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from features.errors import ConfigError
+from features.spec import FeatureSpec
+from models.context_features import (
+    NUM_SECOND_ROWS,
+    ContextColumn,
+    ContextFeature,
+    CrossedContext,
+    Use,
+    context_columns,
+    scale_rows,
+    second_rows,
+    watch_ages,
+)
+from tests.models.sequence_batches import DAY, NAN, SIZES, SPEC, batch, tensors
+
+UNKNOWN = NUM_SECOND_ROWS
+
+
+def column(name: str) -> ContextColumn:
+    (found,), left_out = context_columns([ContextFeature(name=name, pre=Use.BOTH, post=Use.BOTH)], SPEC, SIZES, False)
+    assert not left_out
+    return found
+
+
+def test_seconds_fall_into_half_octaves_and_gaps_below_one_second_count_as_one():
+    seconds = [0, -3, 0.5, 1, 1.4, 1.5, 2, 2.9, 4, 3600, 4096, 2.0**29, 2.0**30, 2.0**40, np.inf, NAN]
+    by_hand = [1, 1, 1, 1, 1, 2, 3, 4, 5, 24, 25, 59, 61, 61, 61, 62]
+    np.testing.assert_array_equal(second_rows(tf.constant(seconds, tf.float32)), by_hand)
+    assert second_rows(tf.constant([[NAN]])).numpy() == UNKNOWN
+
+
+def test_scaled_values_fall_into_equal_buckets():
+    scaled = tf.constant([-0.2, 0.0, 0.03, 0.04, 0.5, 0.999, 1.0, 0.5])
+    missing = tf.constant([False] * 7 + [True])
+    np.testing.assert_array_equal(scale_rows(scaled, missing), [1, 1, 1, 2, 17, 32, 32, 33])
+
+
+def test_the_age_of_a_watch_is_the_example_age_and_the_gaps_since():
+    ages = watch_ages(tensors(batch())).numpy()
+    np.testing.assert_array_equal(ages[0, :4], [3660, 3600, 3600, 0])
+    assert ages[1, 0] == 10
+    np.testing.assert_array_equal(ages[2, :2], [1e9, 20])  # float32 has no 1e9 + 20
+    # Before a gap that is not known, ages are not either.
+    np.testing.assert_array_equal(ages[3], [NAN, NAN, 142, 137, 130, 30])
+
+
+def row(seconds: float) -> int:
+    return int(second_rows(tf.constant(seconds, tf.float32)))
+
+
+@pytest.mark.parametrize(
+    ("name", "events", "steps"),
+    [
+        ("page", [1, 2, 1], [1, 2, 1, 2]),
+        ("device", [1, 1, 2], [1, 1, 2, 1]),
+        ("uploader", [1, 0, 2], [0, 1, 0, 2]),
+        ("share", [4, 29, 17], [4, 29, 17, 17]),  # tenths: 32 buckets of 0.1, 0.9, 0.5, and 0.5 of the request
+        ("time_delta", [row(60), row(0), row(3600)], [UNKNOWN, row(60), row(0), row(3600)]),
+        ("watch_time", [row(20), UNKNOWN, row(300)], [UNKNOWN, row(20), UNKNOWN, row(300)]),
+        ("watch_age", [row(3660), row(3600), row(3600)], [row(3660), row(3600), row(3600), row(0)]),
+    ],
+)
+def test_each_feature_has_rows_by_event_and_by_step(name: str, events: list[int], steps: list[int]):
+    features = tensors(batch())
+    np.testing.assert_array_equal(column(name).events(features)[0, :3], events)
+    np.testing.assert_array_equal(column(name).steps(features)[0, :4], steps)
+    assert column(name).events(features).shape == [4, 5]
+    assert column(name).steps(features).shape == [4, 6]
+    assert int(tf.reduce_max(column(name).steps(features))) <= column(name).size
+
+
+def hand_set(layer: CrossedContext, factors: dict[str, list[list[float]]]) -> None:
+    for name, values in factors.items():
+        layer.tables[name].embeddings.assign(np.array([[0.0] * len(values[0]), *values], np.float32))
+
+
+def test_the_cross_multiplies_by_one_plus_the_sum_over_features():
+    layer = CrossedContext([column("page"), column("device")], width=2, stddev=0.1)
+    hand_set(layer, {"page": [[0.5, -1.0], [2.0, 0.0]], "device": [[0.25, 0.5], [-3.0, 1.0]]})
+    hidden = tf.constant([[[4.0, 8.0], [4.0, 8.0], [4.0, 8.0]]])
+    rows = {"page": tf.constant([[1, 2, 0]]), "device": tf.constant([[1, 1, 0]])}
+    # (1 + 0.5 + 0.25) * 4, (1 - 1 + 0.5) * 8; (1 + 2 + 0.25) * 4, (1 + 0 + 0.5) * 8; unknown values change nothing.
+    np.testing.assert_allclose(layer(hidden, rows), [[[7, 4], [13, 12], [4, 8]]])
+
+
+def test_the_comparative_form_multiplies_by_w_itself_which_starts_around_one():
+    layer = CrossedContext([column("page")], width=2, stddev=0.1, identity=False)
+    hand_set(layer, {"page": [[0.5, -1.0], [2.0, 0.0]]})
+    crossed = layer(tf.constant([[4.0, 8.0]] * 3), {"page": tf.constant([1, 2, 0])})
+    np.testing.assert_allclose(crossed, [[2, -8], [8, 0], [4, 8]])
+
+
+@pytest.mark.parametrize(("identity", "mean"), [(True, 0.0), (False, 0.5)])
+def test_factors_start_from_a_gaussian_and_their_sum_around_the_identity(identity: bool, mean: float):
+    layer = CrossedContext([column("time_delta"), column("watch_time")], width=64, stddev=0.1, identity=identity)
+    for table in layer.tables.values():
+        values = table.embeddings.numpy()
+        np.testing.assert_array_equal(values[0], np.zeros(64))
+        assert values[1:].mean() == pytest.approx(mean, abs=0.01)
+        assert values[1:].std() == pytest.approx(0.1, rel=0.1)
+    rows = {"time_delta": tf.constant([3]), "watch_time": tf.constant([UNKNOWN])}
+    assert float(tf.reduce_mean(layer(tf.ones([1, 64]), rows))) == pytest.approx(1, abs=0.1)
+
+
+def test_absent_features_are_named_or_left_out_as_asked():
+    without = FeatureSpec(tuple(feature for feature in SPEC.features if feature.name != "watched_page"))
+    wanted = [ContextFeature(name=name, pre=Use.CROSS) for name in ("page", "device")]
+    with pytest.raises(ConfigError, match=r"context feature 'page': expected features watched_page .* skip_absent"):
+        context_columns(wanted, without, SIZES, skip_absent=False)
+    found, left_out = context_columns(wanted, without, SIZES, skip_absent=True)
+    assert [c.feature.name for c in found] == ["device"]
+    assert left_out == ("page",)
+
+
+def test_after_the_encoder_a_column_needs_the_requests_value_too():
+    without = FeatureSpec(tuple(feature for feature in SPEC.features if feature.name != "page"))
+    assert len(context_columns([ContextFeature(name="page", pre=Use.CROSS)], without, SIZES, False)[0]) == 1
+    with pytest.raises(ConfigError, match="expected features page in"):
+        context_columns([ContextFeature(name="page", post=Use.CROSS)], without, SIZES, False)
+
+
+def test_mistakes_are_told():
+    with pytest.raises(ConfigError, match="more than once: page"):
+        context_columns([ContextFeature(name="page"), ContextFeature(name="page")], SPEC, SIZES, False)
+    with pytest.raises(ConfigError, match="vocabulary of id space 'page', found video"):
+        context_columns([ContextFeature(name="page", pre=Use.CROSS)], SPEC, {"video": 3}, False)
+
+
+def test_a_gap_of_years_has_a_bucket_of_its_own():
+    assert row(10 * 365 * DAY) > row(365 * DAY) > row(30 * DAY)

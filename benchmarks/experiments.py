@@ -27,7 +27,7 @@ from pipeline.sources.simulator_config import SimulatorConfig
 from pipeline.sources.truth import Truth
 from pipeline.stages import execute, locked
 
-MODELS = {"name", "about", "generator", "ranker", "export", "evaluation"}
+MODELS = {"name", "about", "generators", "ranker", "export", "evaluation"}
 """Settings that nothing before training depends on, but for whether there is a ranker."""
 DATA_STAGES = ("analyze", "examples", "quantiles")
 

@@ -44,9 +44,10 @@ split: {test_days: 1}
 features: {without: [candidate_sources, candidate_score]}
 shards: {num_shards: 2}
 leakage: {examples_per_part: 10}
-generator:
-  model: {dimension: 4, depth: 0, loss: full}
-  training: {epochs: 2, batch_size: 64}
+generators:
+  two_tower:
+    model: {dimension: 4, depth: 0, loss: full}
+    training: {epochs: 2, batch_size: 64}
 ranker:
   model: {hidden_units: [4]}
   training: {epochs: 2, batch_size: 64}

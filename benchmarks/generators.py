@@ -23,6 +23,7 @@ from pipeline.vectors import catalogue_vectors, query_vectors
 
 READ = ("features/vocabularies", "features/catalogue", "examples/candidate_generation")
 MAP = "MAP@20"
+NAME = "two_tower"
 
 More = Callable[[CandidateGenerator], Mapping[str, np.ndarray]]
 
@@ -43,7 +44,7 @@ def simulator_settings(full: bool) -> dict[str, Any]:
         "source": {"kind": "simulator", **(scale if full else SMOKE_PLATFORM)},
         "split": {"t0": "2025-02-01T00:00:00Z" if full else "2025-01-12T00:00:00Z", "gap_hours": 0, "refit": False},
         "candidate_examples": {"labels_per_user": 24, "evaluation_labels_per_user": None},
-        "generator": {"model": model, "training": training},
+        "generators": {NAME: {"model": model, "training": training}},
         "ranker": None,
         **({} if full else SMOKE_SETTINGS),
     }
@@ -73,15 +74,15 @@ def generator_answers(
       `among_all`, `among_unwatched` `[examples]` ranks of the labels; `validation_map` `[epochs]`, the chosen `epoch`
       `[1]`; and what `more` gives.
     """
-    settings = run.config.generator.model_dump(mode="json")
+    settings = run.config.generators[NAME].model_dump(mode="json")
     settings |= {"model": {**settings["model"], **model}, "training": {**settings["training"], "seed": seed}}
     config = GeneratorConfig.model_validate(settings)
-    variant = replace(run, config=run.config.model_copy(update={"generator": config}))
+    variant = replace(run, config=run.config.model_copy(update={"generators": {NAME: config}}))
     spec = FeatureSpec(tuple(f for f in run.specs[GENERATOR].features if f.name not in without))
 
     def train() -> dict[str, np.ndarray]:
         request.say(f"training {name}, seed {seed} ...")
-        trained = fit_generator(variant, spec)
+        trained = fit_generator(variant, NAME, spec)
         ranks = HeldOutWatches(run).ranks(trained.model)
         return {
             "among_all": ranks.among_all,

@@ -11,7 +11,7 @@ makes the attribute vectors stand alone as they have to for new videos.
 """
 
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import tensorflow as tf
@@ -31,6 +31,7 @@ from models.scaling import powers, scale
 class TwoTowerConfig(Settings):
     """Sizes and loss of the two-tower model."""
 
+    kind: Literal["two_tower"] = "two_tower"
     dimension: int = Field(default=64, ge=1, description="of query and video vectors; 256 in the paper")
     depth: int = Field(default=2, ge=0, le=8, description="hidden ReLU layers; 0 is one linear layer (section 3.5)")
     widths: tuple[int, ...] | None = Field(

@@ -4,19 +4,22 @@ Built-in configurations are `pipeline/configs/*.yaml`. Every setting and its def
 configures.
 """
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from features.analysis import AnalysisConfig
 from features.candidate_examples import CandidateExamplesConfig
 from features.feature_lists import FeatureListConfig
 from features.leakage import LeakageConfig
 from features.ranking_examples import RankingExamplesConfig
+from features.sequence_examples import SequenceExamplesConfig
 from features.settings import Settings
 from features.shards import ShardConfig
 from features.splits import SplitConfig
 from models.co_watch_embeddings import CoWatchConfig
+from models.latent_cross import LatentCrossConfig
 from models.ranker import RankerConfig
 from models.two_tower import TwoTowerConfig
 from pipeline.evaluation.bootstrap import BootstrapConfig
@@ -31,6 +34,7 @@ from pipeline.sources.validation import ValidationConfig
 from pipeline.training import TrainingConfig
 from serving.export import ExportConfig
 
+GeneratorName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 SourceConfig = Annotated[SimulatorConfig | FilesConfig | MovieLensConfig | KuaiRandConfig, Field(discriminator="kind")]
 
 
@@ -44,10 +48,21 @@ class About(Settings):
     expected_metrics: str = ""
 
 
-class GeneratorConfig(Settings):
-    """The candidate generator and its training."""
+def _kind(value: Any) -> Any:
+    return value.get("kind", "two_tower") if isinstance(value, Mapping) else getattr(value, "kind", None)
 
-    model: TwoTowerConfig = TwoTowerConfig()
+
+GeneratorModel = Annotated[
+    Annotated[TwoTowerConfig, Tag("two_tower")] | Annotated[LatentCrossConfig, Tag("latent_cross")],
+    Discriminator(_kind),
+]
+"""The configuration of a candidate generator; `kind` says of which, by default the two-tower model."""
+
+
+class GeneratorConfig(Settings):
+    """A candidate generator and its training."""
+
+    model: GeneratorModel = TwoTowerConfig()
     co_watch_start: CoWatchConfig | None = Field(
         default=None, description="start the video embeddings from co-watches; null: from random values"
     )
@@ -83,16 +98,23 @@ class RunConfig(Settings):
     features: FeatureListConfig = FeatureListConfig()
     shards: ShardConfig = ShardConfig()
     candidate_examples: CandidateExamplesConfig = CandidateExamplesConfig()
+    sequence_examples: SequenceExamplesConfig = SequenceExamplesConfig()
     ranking_examples: RankingExamplesConfig = RankingExamplesConfig()
     leakage: LeakageConfig = LeakageConfig()
-    generator: GeneratorConfig = GeneratorConfig()
+    generators: dict[GeneratorName, GeneratorConfig] = Field(
+        default={"two_tower": GeneratorConfig()},
+        min_length=1,
+        description="name -> candidate generator; the first is exported as `retrieval`, further ones as "
+        "`retrieval_<name>`",
+    )
     ranker: RankingConfig | None = Field(default=RankingConfig(), description="null: no ranker is trained")
     export: ExportConfig = ExportConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
 
     @model_validator(mode="after")
     def _refit_together(self) -> "RunConfig":
-        trainings = [self.generator.training, *([self.ranker.training] if self.ranker else [])]
+        trained = [*self.generators.values(), *([self.ranker] if self.ranker else [])]
+        trainings = [model.training for model in trained]
         if any(training.refit != self.split.refit for training in trainings):
             raise ValueError(
                 "split.refit and the refit of every training must be equal (vocabularies reach as far as the final "

@@ -11,7 +11,13 @@ from features.analysis import analyze_tables, fit_quantiles, read_statistics
 from features.artifacts import publish, read_manifest
 from features.catalogue import build_catalogue
 from features.errors import UpnextError
-from features.example_sets import CandidateExamplesJob, RankingExamplesJob, build_examples
+from features.example_sets import (
+    CandidateExamplesJob,
+    ExamplesJob,
+    RankingExamplesJob,
+    SequenceExamplesJob,
+    build_examples,
+)
 from features.feature_lists import columns_of, id_sources
 from features.leakage import check_leakage
 from features.shards import write_shards
@@ -19,7 +25,7 @@ from features.spec import Side
 from features.statistics import SUMMARY_HEADER, summary_rows
 from features.vocabulary import Vocabulary
 from features.vocabulary_requests import vocabulary_requests
-from pipeline.run import GENERATOR, RANKER, Run
+from pipeline.run import GENERATOR, RANKER, SEQUENCES, Run
 from pipeline.sources.files import FilesConfig, FilesSource
 from pipeline.sources.ingest import ingest, summary_table
 from pipeline.sources.kuairand import KuaiRandConfig, KuaiRandSource
@@ -143,14 +149,17 @@ def features_table(run: Run) -> Table:
 
 
 def make_examples(run: Run) -> None:
-    """Publishes `shards`, `examples/candidate_generation` and `examples/ranking`, checked for leaks."""
+    """Publishes `shards` and the example sets of the run's models, checked for leaks."""
     config = run.config
     shards = run.folder / "shards"
     write_shards(run.tables, shards, config.shards, run.beam_args)
     specs = run.specs
-    jobs: list[CandidateExamplesJob | RankingExamplesJob] = [
-        CandidateExamplesJob(specs[GENERATOR], run.split, config.features, config.candidate_examples)
-    ]
+    evaluation = config.candidate_examples
+    jobs: list[ExamplesJob] = [CandidateExamplesJob(specs[GENERATOR], run.split, config.features, evaluation)]
+    if SEQUENCES in specs:
+        jobs.append(
+            SequenceExamplesJob(specs[SEQUENCES], run.split, config.features, evaluation, config.sequence_examples)
+        )
     if RANKER in specs:
         jobs.append(RankingExamplesJob(specs[RANKER], run.split, config.features, config.ranking_examples))
     view = Table(title="Examples")

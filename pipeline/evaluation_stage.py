@@ -38,14 +38,13 @@ from pipeline.evaluation.retrieval_metrics import UNWATCHED, Scorer, evaluate_re
 from pipeline.evaluation.tree_features import read_ranking_data
 from pipeline.input_pipeline import ExampleColumns
 from pipeline.model_folder import load_candidate_generator, load_ranker
-from pipeline.model_stages import GENERATOR_FOLDER, RANKER_FOLDER
+from pipeline.model_stages import RANKER_FOLDER, generator_folder
 from pipeline.ranking_validation import predictions
 from pipeline.run import GENERATOR, RANKER, Run
 from pipeline.sources.truth import Truth
 from pipeline.vectors import catalogue_vectors, query_vectors
 
 REPORT = "reports/evaluation"
-MODEL = "two-tower"
 RANKER_NAME = "ranker"
 CLICK_RANKER = "ranker, by click probability"
 BEST = "best possible (the truth)"
@@ -70,7 +69,7 @@ class Findings:
 
 def evaluate(run: Run) -> None:
     """Publishes `reports/evaluation`: figures as JSON, calibration plots; prints the tables."""
-    findings = {"retrieval": evaluate_generator(run)}
+    findings = {"retrieval": evaluate_generators(run)}
     if run.has_ranker:
         findings["ranking"] = evaluate_ranker(run)
     with publish(run.folder / REPORT, {"kind": "report"}) as folder:
@@ -83,8 +82,8 @@ def evaluate(run: Run) -> None:
             run.console.print(view)
 
 
-def evaluate_generator(run: Run) -> Findings:
-    """The candidate generator on the test part, over the whole catalogue."""
+def evaluate_generators(run: Run) -> Findings:
+    """The candidate generators on the test part, over the whole catalogue; the first is compared with all others."""
     config = run.config.evaluation
     examples = ExampleSet(run.examples(GENERATOR))
     encoder = run.encoder
@@ -97,13 +96,14 @@ def evaluate_generator(run: Run) -> Findings:
         for part in (Part.VALIDATION, Part.TEST)
     )
 
-    generator = load_candidate_generator(run.folder / GENERATOR_FOLDER)
-    queries = query_vectors(generator, ExampleColumns(examples, (Part.TEST,), ()))
-    vectors = catalogue_vectors(generator, encoder.catalogue)
-    measured = {MODEL: evaluate_retrieval(lambda rows: queries[rows] @ vectors.T, test.targets, config.retrieval)}
-    methods = [_figures(MODEL, measured[MODEL])]
+    measured: dict[str, list[Measurement]] = {}
+    for name in run.config.generators:
+        measured[_told(name)] = evaluate_retrieval(_scorer(run, name), test.targets, config.retrieval)
+    methods = [_figures(name, figures) for name, figures in measured.items()]
+    first = _told(next(iter(run.config.generators)))
 
-    shown = [f.name for f in generator.spec.features if f.source == f"history.{Derivation.SHOWN_VIDEO_IDS}"]
+    features = run.specs[GENERATOR].features
+    shown = [f.name for f in features if f.source == f"history.{Derivation.SHOWN_VIDEO_IDS}"]
     for peer in _peers(run, examples, columns_of_rows, videos, []) if len(validation) else []:
         measured[peer.method] = list(peer.measurements)
         methods.append(peer.method_figures)
@@ -118,12 +118,12 @@ def evaluate_generator(run: Run) -> Findings:
         measured[BEST] = best_possible_retrieval(probabilities, test.targets, config.retrieval)
         methods.append(_figures(BEST, measured[BEST]))
 
-    names = [m.name for m in measured[MODEL] if not m.name.endswith(UNWATCHED)]
+    names = [m.name for m in measured[first] if not m.name.endswith(UNWATCHED)]
     chosen = [name for name in names if name.startswith(("MAP", "recall"))]
     peers = {
-        method: paired_differences(measured[MODEL], figures)
+        method: paired_differences(measured[first], figures)
         for method, figures in measured.items()
-        if method != MODEL and figures
+        if method != first and figures
     }
     users = f"{len(np.unique(test.users)):,} users, {len(test):,} next watches, {videos:,} videos"
     views: list[RenderableType] = [
@@ -131,7 +131,7 @@ def evaluate_generator(run: Run) -> Findings:
         figures_table(
             methods, [f"{name} {UNWATCHED}" for name in names], "Candidate generation, watched videos removed"
         ),
-        differences_table(MODEL, peers, chosen, "Paired bootstrap over users"),
+        differences_table(first, peers, chosen, "Paired bootstrap over users"),
     ]
     found: dict = {"differences": peers}
     if truth is not None:
@@ -265,6 +265,20 @@ def evaluate_ranker(run: Run) -> Findings:
     ]
     found |= {"differences": peers, "calibration": calibrations}
     return Findings(methods, views, found, calibrations)
+
+
+def _told(name: str) -> str:
+    """A generator of the configuration as reports call it."""
+    return name.replace("_", "-")
+
+
+def _scorer(run: Run, name: str) -> Scorer:
+    """Scores of all videos of the catalogue by a trained candidate generator, for the test examples."""
+    generator = load_candidate_generator(run.folder / generator_folder(name))
+    examples = ExampleSet(run.examples(run.features_of_generator(name)))
+    queries = query_vectors(generator, ExampleColumns(examples, (Part.TEST,), ()))
+    vectors = catalogue_vectors(generator, run.encoder.catalogue)
+    return lambda rows: queries[rows] @ vectors.T
 
 
 def _figures(method: str, measurements: Sequence[Measurement], settings: Mapping | None = None) -> MethodFigures:

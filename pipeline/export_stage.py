@@ -17,10 +17,10 @@ from models.raw_features import RawFeatures
 from pipeline.evaluation.figures import write_json
 from pipeline.input_pipeline import ExampleColumns
 from pipeline.model_folder import load_candidate_generator, load_ranker
-from pipeline.model_stages import GENERATOR_FOLDER, RANKER_FOLDER
-from pipeline.run import GENERATOR, RANKER, Run
+from pipeline.model_stages import RANKER_FOLDER, generator_folder
+from pipeline.run import RANKER, Run
 from pipeline.vectors import catalogue_vectors, query_vectors
-from serving.export import VideoVectors, export_ranking, export_retrieval
+from serving.export import RETRIEVAL, VideoVectors, export_ranking, export_retrieval
 from serving.stored_examples import StoredExamples, stored_examples
 
 REPORT = "reports/export"
@@ -28,7 +28,7 @@ REPORT = "reports/export"
 
 def export(run: Run) -> None:
     """Publishes new versions under `export/`, and `reports/export` with what was found about them."""
-    published = list(_export_generator(run))
+    published = [folder for name in run.config.generators for folder in _export_generator(run, name)]
     if run.has_ranker:
         published.append(_export_ranker(run))
     manifests = {str(folder.relative_to(run.folder)): read_manifest(folder) for folder in published}
@@ -75,10 +75,13 @@ def _provenance(run: Run, folder: str) -> dict:
     return {"run": run.folder.name, "training": read_manifest(run.folder / folder)["training"]}
 
 
-def _export_generator(run: Run) -> list[Path]:
-    generator = load_candidate_generator(run.folder / GENERATOR_FOLDER)
+def _export_generator(run: Run, name: str) -> list[Path]:
+    """The first of the configuration as `retrieval`, a further one as `retrieval_<name>`."""
+    folder = generator_folder(name)
+    generator = load_candidate_generator(run.folder / folder)
+    model = run.features_of_generator(name)
     encoder = run.encoder
-    spec = FeatureSpec(run.specs[GENERATOR].side(Side.QUERY))
+    spec = FeatureSpec(run.specs[model].side(Side.QUERY))
     raw_features = RawFeatures(spec, encoder, run.config.features, run.split.utc_offset_s)
     counts = Vocabulary.read(run.features / "vocabularies" / "video.parquet").counts
     watches = np.concatenate([[0], counts])[encoder.catalogue["video"].to_numpy()]
@@ -88,17 +91,20 @@ def _export_generator(run: Run) -> list[Path]:
         watches,
         _available(encoder.catalogue),
     )
-    columns = ExampleColumns(ExampleSet(run.examples(GENERATOR)), (_part(run, GENERATOR),), (LABEL,))
+    columns = ExampleColumns(ExampleSet(run.examples(model)), (_part(run, model),), (LABEL,))
+    first = name == next(iter(run.config.generators))
     return list(
         export_retrieval(
             run.folder / "export",
             generator,
             raw_features,
             videos,
-            _stored(run, GENERATOR, raw_features),
+            _stored(run, model, raw_features),
             query_vectors(generator, columns),
             run.config.export,
-            _provenance(run, GENERATOR_FOLDER),
+            _provenance(run, folder),
+            RETRIEVAL if first else f"{RETRIEVAL}_{name}",
+            name,
         ).values()
     )
 

@@ -16,11 +16,11 @@ from features.tables import read_table
 from pipeline import config_file, data_stages, evaluation_stage, export_stage, model_stages
 from pipeline.config import RunConfig
 from pipeline.quiet_start import find_devices
-from pipeline.run import Run
+from pipeline.run import EXAMPLES, SEQUENCES, Run
 from pipeline.sources.simulator import SimulatorConfig, simulate
 from pipeline.stages import Stage, Verified, durations, execute, locked
 from pipeline.strategies import StrategyName, is_further_process, serve_cluster
-from serving.export import RANKING, RETRIEVAL, latest_version
+from serving.export import RANKING, latest_version, retrieval_names
 from serving.recommend import Recommender
 from serving.recommendations_table import recommendations_table
 
@@ -63,10 +63,10 @@ def model_part(run: Run) -> list[Stage]:
         "ranker": run.has_ranker,
     }
     features = ("features/vocabularies", "features/catalogue")
-    generator_examples, ranking_examples = "examples/candidate_generation", "examples/ranking"
-    generator, ranker = model_stages.GENERATOR_FOLDER, model_stages.RANKER_FOLDER
-    examples = (generator_examples, *((ranking_examples,) if run.has_ranker else ()))
-    models = (generator, *((ranker,) if run.has_ranker else ()))
+    ranking_examples, ranker = model_stages.RANKING_EXAMPLES, model_stages.RANKER_FOLDER
+    examples = tuple(f"examples/{EXAMPLES[model]}" for model in run.models)
+    generators = tuple(map(model_stages.generator_folder, config.generators))
+    models = (*generators, *((ranker,) if run.has_ranker else ()))
     stages = [
         Stage(
             "analyze",
@@ -83,6 +83,7 @@ def model_part(run: Run) -> list[Stage]:
                 **seen,
                 "shards": config.shards.model_dump(mode="json"),
                 "candidate": config.candidate_examples.model_dump(mode="json"),
+                "sequences": config.sequence_examples.model_dump(mode="json") if SEQUENCES in run.models else None,
                 "ranking": config.ranking_examples.model_dump(mode="json"),
                 "leakage": config.leakage.model_dump(mode="json"),
             },
@@ -102,16 +103,7 @@ def model_part(run: Run) -> list[Stage]:
                 lambda: data_stages.quantiles(run),
             )
         )
-    stages.append(
-        Stage(
-            "train-generator",
-            "the two-tower candidate generator",
-            config.generator.model_dump(mode="json"),
-            (*features, generator_examples),
-            (generator,),
-            lambda: model_stages.train_generator(run),
-        )
-    )
+    stages += [_train_generator(run, name, features) for name in config.generators]
     if run.has_ranker and config.ranker is not None:
         stages.append(
             Stage(
@@ -143,6 +135,19 @@ def model_part(run: Run) -> list[Stage]:
         ),
     ]
     return stages
+
+
+def _train_generator(run: Run, name: str, features: tuple[str, ...]) -> Stage:
+    """The first generator's stage is called `train-generator`, a further one's `train-generator:<name>`."""
+    first = name == next(iter(run.config.generators))
+    return Stage(
+        TRAINING_STAGES[0] if first else f"{TRAINING_STAGES[0]}:{name}",
+        f"the candidate generator {name}",
+        run.config.generators[name].model_dump(mode="json"),
+        (*features, f"examples/{EXAMPLES[run.features_of_generator(name)]}"),
+        (model_stages.generator_folder(name),),
+        lambda: model_stages.train_generator(run, name),
+    )
 
 
 def run_funnel(
@@ -180,7 +185,7 @@ def run_funnel(
         if only != "ingest":
             verified.check("tables")  # the columns they have decide which stages there are
             stages = model_part(run)
-            chosen = [stage for stage in stages if only in (None, stage.name)]
+            chosen = [stage for stage in stages if only in (None, stage.name.partition(":")[0])]
             if not chosen:
                 raise ConfigError(
                     f"stage {only!r} is not part of this run (there are no impressions or no ranker is configured); "
@@ -197,13 +202,13 @@ def run_funnel(
 
 def _take_part(run: Run, only: str) -> None:
     """What a process of a cluster does that is not the one to publish: it locks, records and publishes nothing."""
-    trained = run.config.generator if only == TRAINING_STAGES[0] else run.config.ranker
-    if trained is not None and trained.training.strategy == StrategyName.PARAMETER_SERVER:
+    trained = [*run.config.generators.values()] if only == TRAINING_STAGES[0] else [run.config.ranker]
+    if any(model and model.training.strategy == StrategyName.PARAMETER_SERVER for model in trained):
         serve_cluster()
-    stage = next((stage for stage in model_part(run) if stage.name == only), None)
-    if stage is not None:
-        run.require(*stage.inputs)
-        stage.action()
+    for stage in model_part(run):
+        if stage.name.partition(":")[0] == only:
+            run.require(*stage.inputs)
+            stage.action()
 
 
 def _show_recommendations(run: Run) -> None:
@@ -226,7 +231,7 @@ def recommend_from(
     """Prints the list for one user from a finished run."""
     config = config_file.read_run(RunConfig, workdir)
     export, tables = workdir / "export", workdir / "tables"
-    names = [name for name in (RETRIEVAL, RANKING) if name == RETRIEVAL or (export / name).is_dir()]
+    names = [*retrieval_names(export), *([RANKING] if (export / RANKING).is_dir() else [])]
     for folder in (tables, *(latest_version(export / name) for name in names)):
         read_manifest(folder, verify=True)
     find_devices()

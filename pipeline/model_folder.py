@@ -12,7 +12,9 @@ from features.artifacts import publish, read_manifest
 from features.errors import ArtifactError
 from features.spec import FeatureSpec, read_specs, write_specs
 from models.candidate_generator import CandidateGenerator
+from models.latent_cross import LatentCross
 from models.ranker import Ranker
+from models.sequence_generator import SequenceGenerator
 from models.two_tower import TwoTower
 
 FEATURES = "features.json"
@@ -29,7 +31,10 @@ class Describable(Protocol):
     def description(self) -> dict[str, Any]: ...
 
 
-CANDIDATE_GENERATORS: Mapping[str, type[TwoTower]] = {"two_tower": TwoTower}
+CANDIDATE_GENERATORS: Mapping[str, type[TwoTower | SequenceGenerator]] = {
+    "two_tower": TwoTower,
+    "latent_cross": LatentCross,
+}
 """Kind of model -> its class; each has `description` and `from_description`."""
 
 RANKERS: Mapping[str, type[Ranker]] = {"ranker": Ranker}

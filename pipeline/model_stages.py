@@ -1,4 +1,4 @@
-"""The stages that train: the candidate generator and the ranker."""
+"""The stages that train: the candidate generators and the ranker."""
 
 from collections.abc import Callable
 from dataclasses import asdict
@@ -21,45 +21,53 @@ from models.co_watch_embeddings import CoWatchConfig, co_watch_embeddings, entri
 from models.ranker import CLICKED, WATCH_TIME_S, Ranker
 from models.sampled_softmax import Loss
 from models.samplers import attach_label_probability, attach_negatives, make_sampler
-from models.two_tower import TwoTower
+from models.sequence_generator import LABEL_WEIGHTS, SequenceGenerator, attach_step_labels
+from models.two_tower import TwoTower, TwoTowerConfig
 from models.weighted_logistic_regression import LabelStatistics
+from pipeline.config import GeneratorConfig, GeneratorModel
 from pipeline.input_pipeline import Arrays, ExampleColumns, Transform
-from pipeline.model_folder import save_model
+from pipeline.model_folder import CANDIDATE_GENERATORS, save_model
 from pipeline.ranking_validation import validation_metrics
 from pipeline.retrieval_validation import retrieval_map
-from pipeline.run import GENERATOR, RANKER, Run
+from pipeline.run import EXAMPLES, RANKER, SEQUENCES, Run
 from pipeline.training import Trained, train
 from pipeline.vectors import padded_rows
 
-GENERATOR_FOLDER = "models/two_tower"
 RANKER_FOLDER = "models/ranker"
-GENERATOR_EXAMPLES = "examples/candidate_generation"
 RANKING_EXAMPLES = "examples/ranking"
 
 
-def train_generator(run: Run) -> None:
-    """Publishes `models/two_tower`."""
-    _publish(run, GENERATOR_FOLDER, "two_tower", fit_generator(run, keep=True))
+def generator_folder(name: str) -> str:
+    """Where the candidate generator of that name in the configuration is published, relative to the run."""
+    return f"models/{name}"
 
 
-def fit_generator(run: Run, spec: FeatureSpec | None = None, keep: bool = False) -> Trained:
-    """Trains the candidate generator.
+def train_generator(run: Run, name: str) -> None:
+    """Publishes `models/<name>`."""
+    _publish(run, generator_folder(name), run.config.generators[name].model.kind, fit_generator(run, name, keep=True))
+
+
+def fit_generator(run: Run, name: str, spec: FeatureSpec | None = None, keep: bool = False) -> Trained:
+    """Trains a candidate generator.
 
     Args:
       run: its examples and its configuration.
+      name: of the generator in the configuration.
       spec: the features it sees, of those that the examples hold; None: all of them.
       keep: leave the checkpoints until `Trained.forget`.
     """
-    config = run.config.generator
-    features = spec or run.specs[GENERATOR]
-    examples = ExampleSet(run.examples(GENERATOR))
-    columns = _Columns(examples, (LABEL, WEIGHT))
+    config = run.config.generators[name]
+    of_sequences = run.features_of_generator(name) == SEQUENCES
+    model_features = run.features_of_generator(name)
+    features = spec or run.specs[model_features]
+    examples = ExampleSet(run.examples(model_features))
+    columns = _Columns(examples, (LABEL, WEIGHT, *((LABEL_WEIGHTS,) if of_sequences else ())))
     sizes = vocabulary_sizes(run)
-    attributes = class_attributes(run)
+    attributes = class_attributes(run, config.model)
     start = _co_watch_start(examples, sizes["video"], config.model.dimension, config.co_watch_start)
 
-    def build() -> TwoTower:
-        model = TwoTower(config.model, features, sizes, attributes)
+    def build() -> TwoTower | SequenceGenerator:
+        model = CANDIDATE_GENERATORS[config.model.kind](config.model, features, sizes, attributes)
         if start is not None:
             model.start_from(start)
         return model
@@ -68,12 +76,19 @@ def fit_generator(run: Run, spec: FeatureSpec | None = None, keep: bool = False)
         build,
         columns.train,
         config.training,
-        run.folder / "models" / ".two_tower.work",
-        transform=_negatives(run, columns.train, config.training.seed),
+        run.folder / "models" / f".{name}.work",
+        transform=_transform(run, config, columns.train, of_sequences),
         evaluate=None if columns.validation is None else _retrieval_map(columns.validation),
         monitor="MAP@20",
         refit_columns=columns.together,
-        identity=_identity(run, config, features, "features/vocabularies", "features/catalogue", GENERATOR_EXAMPLES),
+        identity=_identity(
+            run,
+            config,
+            features,
+            "features/vocabularies",
+            "features/catalogue",
+            f"examples/{EXAMPLES[model_features]}",
+        ),
         keep=keep,
     )
 
@@ -138,12 +153,17 @@ def vocabulary_sizes(run: Run) -> dict[str, int]:
     return dict(read_manifest(run.features / "vocabularies")["sizes"])
 
 
-def class_attributes(run: Run) -> dict[str, np.ndarray]:
-    """Catalogue column -> int32 rows of each class's attribute after a row 0: `[classes + 1]` or `[..., length]`."""
+def class_attributes(run: Run, model: GeneratorModel) -> dict[str, np.ndarray]:
+    """Catalogue column -> int32 rows of each class's attribute after a row 0: `[classes + 1]` or `[..., length]`.
+
+    Only of the two-tower model, whose video vectors are made of attributes too.
+    """
+    if not isinstance(model, TwoTowerConfig):
+        return {}
     encoder = run.encoder
     classes = vocabulary_sizes(run)["video"]
     attributes = {}
-    for column in run.config.generator.model.output_attributes:
+    for column in model.output_attributes:
         if column in encoder.catalogue.column_names:
             rows = padded_rows(encoder.catalogue[column])[:classes]
             attributes[column] = np.concatenate([np.zeros_like(rows[:1]), rows])
@@ -155,10 +175,18 @@ def watch_counts(run: Run) -> np.ndarray:
     return Vocabulary.read(run.features / "vocabularies" / "video.parquet").counts
 
 
-def _negatives(run: Run, columns: ExampleColumns, seed: int) -> Transform | None:
-    loss = run.config.generator.model.loss
+def _transform(run: Run, config: GeneratorConfig, columns: ExampleColumns, of_sequences: bool) -> Transform | None:
+    """What the input pipeline adds to a batch: labels of every step, negatives."""
+    negatives = _negatives(run, config, columns)
+    if not of_sequences:
+        return negatives
+    return attach_step_labels if negatives is None else lambda batch: negatives(attach_step_labels(batch))
+
+
+def _negatives(run: Run, config: GeneratorConfig, columns: ExampleColumns) -> Transform | None:
+    loss = config.model.loss
     if loss == Loss.SAMPLED:
-        return attach_negatives(make_sampler(run.config.generator.model.sampler, watch_counts(run), seed))
+        return attach_negatives(make_sampler(config.model.sampler, watch_counts(run), config.training.seed))
     if loss == Loss.IN_BATCH:
         labels = columns.examples.read(Part.TRAIN, [LABEL])[LABEL].to_numpy()
         return attach_label_probability(np.bincount(labels, minlength=len(watch_counts(run)) + 1)[1:])

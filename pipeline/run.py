@@ -17,13 +17,20 @@ from features.feature_lists import (
     columns_of,
     default_candidate_features,
     default_ranking_features,
+    default_sequence_features,
 )
 from features.spec import FeatureSpec
 from features.splits import Split, resolve
+from models.sequence_generator import SequenceGenerator
 from pipeline.config import RunConfig
+from pipeline.model_folder import CANDIDATE_GENERATORS
 
 GENERATOR: Model = "candidate_generator"
+SEQUENCES: Model = "sequence_generator"
 RANKER: Model = "ranker"
+
+EXAMPLES = {GENERATOR: "candidate_generation", SEQUENCES: "sequences", RANKER: "ranking"}
+"""Model -> name of its example set."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +58,17 @@ class Run:
         return self.folder / "features"
 
     def examples(self, model: Model) -> Path:
-        return self.folder / "examples" / ("candidate_generation" if model == GENERATOR else "ranking")
+        return self.folder / "examples" / EXAMPLES[model]
+
+    def features_of_generator(self, name: str) -> Model:
+        """Whose features and examples a candidate generator of the configuration has: of bags or of sequences."""
+        kind = self.config.generators[name].model.kind
+        return SEQUENCES if issubclass(CANDIDATE_GENERATORS[kind], SequenceGenerator) else GENERATOR
+
+    @property
+    def models(self) -> tuple[Model, ...]:
+        """The models with features and examples in this run; those of bags always, the peers are given them."""
+        return tuple(self.feature_lists)
 
     @cached_property
     def split(self) -> Split:
@@ -67,6 +84,8 @@ class Run:
         """Model -> its features and those left out; the ranker is absent where it cannot be trained."""
         columns = columns_of(self.tables)
         lists = {GENERATOR: default_candidate_features(columns, self.config.features)}
+        if any(self.features_of_generator(name) == SEQUENCES for name in self.config.generators):
+            lists[SEQUENCES] = default_sequence_features(columns, self.config.features)
         if self.config.ranker is not None and "impressions" in columns:
             lists[RANKER] = default_ranking_features(columns, self.config.features)
         return lists

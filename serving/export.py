@@ -33,7 +33,8 @@ from serving.stored_examples import StoredExamples
 from serving.warmup import write_warmup_requests
 
 RETRIEVAL = "retrieval"
-BRUTE_FORCE = "retrieval_brute_force"
+BRUTE_FORCE_SUFFIX = "brute_force"
+BRUTE_FORCE = f"{RETRIEVAL}_{BRUTE_FORCE_SUFFIX}"
 RANKING = "ranking"
 SPEC_FILE = "assets.extra/feature_spec.json"
 
@@ -76,8 +77,10 @@ def export_retrieval(
     validation_queries: np.ndarray,
     config: ExportConfig,
     provenance: Mapping[str, Any] | None = None,
+    name: str = RETRIEVAL,
+    source: str = "candidate_generator",
 ) -> dict[str, Path]:
-    """Publishes `retrieval` and, with the same signature and version, `retrieval_brute_force`.
+    """Publishes `<name>` and, with the same signature and version, `<name>_brute_force`.
 
     Args:
       folder: the run's `export` folder.
@@ -88,6 +91,8 @@ def export_retrieval(
       validation_queries: `[Q, d]` query vectors of validation examples; recall is measured with them.
       config: index, number of videos answered, floors and tolerances.
       provenance: what the models were made from, for the manifest.
+      name: of the exported model, `retrieval` or `retrieval_<generator>`.
+      source: what the ranker is told of where its candidates come from.
 
     Returns:
       model name -> published version folder.
@@ -96,11 +101,12 @@ def export_retrieval(
       ExportError: vectors that cannot be indexed, recall below the floor (naming the slice), or stored examples and
         raw rows that differ (naming the feature). Nothing is published then.
     """
-    version = next_version(folder / RETRIEVAL, folder / BRUTE_FORCE)
+    exact_name = f"{name}_{BRUTE_FORCE_SUFFIX}"
+    version = next_version(folder / name, folder / exact_name)
     available = np.ones(len(videos.ids), bool) if videos.available is None else videos.available
     published = {}
     with ExitStack() as both_or_none:
-        for name, exact in ((RETRIEVAL, False), (BRUTE_FORCE, True)):
+        for exported, exact in ((name, False), (exact_name, True)):
             index = Index(videos.vectors, videos.ids, config.index, available, exact)
             if not exact:
                 counts = videos.training_watches[available]
@@ -108,15 +114,16 @@ def export_retrieval(
                 check_recall(recalls, config.recall)
             module = RetrievalModule(generator, raw_features, index, config.retrieval)
             manifest = {
-                **_manifest(name, version, provenance),
+                **_manifest(exported, version, provenance),
+                "source": source,
                 "index": {"videos": index.size, "exact": index.is_exact, **config.index.model_dump()},
                 "recall": {} if exact else {"k": config.recall.k} | {n: asdict(found) for n, found in recalls.items()},
                 "k": config.retrieval.k,
             }
-            published[name] = folder / name / str(version)
-            temporary = both_or_none.enter_context(publish(published[name], manifest))
+            published[exported] = folder / exported / str(version)
+            temporary = both_or_none.enter_context(publish(published[exported], manifest))
             specs = {"candidate_generator": generator.spec}
-            _write_and_check(temporary, module, RETRIEVAL, name, specs, examples, config, manifest)
+            _write_and_check(temporary, module, RETRIEVAL, exported, specs, examples, config, manifest)
     return published
 
 
@@ -145,6 +152,12 @@ def next_version(*folders: Path) -> int:
     """One more than the largest version in any of the folders; 1 where there is none."""
     names = [entry.name for folder in folders if folder.is_dir() for entry in folder.iterdir()]
     return 1 + max((int(name) for name in names if name.isascii() and name.isdecimal()), default=0)
+
+
+def retrieval_names(export: Path) -> list[str]:
+    """The exported candidate generators with an index: `retrieval` first, then `retrieval_<generator>` by name."""
+    found = [folder.name for folder in export.glob(f"{RETRIEVAL}*") if not folder.name.endswith(BRUTE_FORCE_SUFFIX)]
+    return sorted({RETRIEVAL, *found})
 
 
 def latest_version(folder: Path) -> Path:

@@ -3,8 +3,8 @@
 Only the exported folders and the canonical tables are read: what a server and its client would have.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -16,27 +16,31 @@ import pyarrow.dataset as ds
 import scann  # noqa: F401  (registers the operations of an exported index)
 import tensorflow as tf
 
+from features.artifacts import read_manifest
 from features.errors import ArtifactError
 from features.feature_lists import FeatureListConfig
 from features.raw_requests import raw_requests
 from features.tables import TIMESTAMP, has_table, read_table, table_columns, table_files
-from serving.export import RANKING, RETRIEVAL, latest_version
+from serving.export import RANKING, RETRIEVAL, latest_version, retrieval_names
 from serving.index import NO_VIDEO
 from serving.retrieval import EXCLUDED
 from serving.signatures import ConcreteFunction
 from serving.stored_examples import numpy_inputs
 
-SOURCE = "candidate_generator"
-"""Name of the candidate generator among the nominating sources told to the ranker."""
+RANK_OFFSET = 60
+"""Added to ranks when lists are blended without a ranker (reciprocal rank fusion; Cormack et al. 2009: 60)."""
 
 
 @dataclass(frozen=True)
 class Recommendation:
-    """One row of the list; the ranker's numbers are None where no ranker is exported."""
+    """One row of the list: the candidate generators that nominated the video, and their scores.
+
+    The ranker's numbers are None where no ranker is exported.
+    """
 
     video_id: str
-    source: str
-    retrieval_score: float
+    sources: tuple[str, ...]
+    retrieval_scores: tuple[float, ...]
     score: float | None = None
     expected_watch_time_s: float | None = None
     click_probability: float | None = None
@@ -49,7 +53,7 @@ class RecommendationList:
     Args:
       user_id: for whom.
       now: the moment of the request, UTC.
-      rows: ordered by the ranker's score or, without a ranker, by the retrieval score.
+      rows: ordered by the ranker's score or, without a ranker, by their places in the generators' lists.
       watched: the user's last watched videos, latest first.
       notes: what a reader should know, such as a user without history.
     """
@@ -65,7 +69,8 @@ class Recommender:
     """Loads the latest exported models once and answers for users of the tables.
 
     Args:
-      export: the run's `export` folder with `retrieval` and, if a ranker was trained, `ranking`.
+      export: the run's `export` folder with `retrieval`, further `retrieval_<generator>` and, if a ranker was trained,
+        `ranking`.
       tables: the run's `tables` folder.
       lists: lengths of the histories that are sent.
 
@@ -76,12 +81,16 @@ class Recommender:
     def __init__(self, export: Path, tables: Path, lists: FeatureListConfig | None = None) -> None:
         self._tables = tables
         self._lists = lists or FeatureListConfig()
-        self._retrieval_model = tf.saved_model.load(str(latest_version(export / RETRIEVAL)))
-        self._retrieval = self._retrieval_model.signatures[RETRIEVAL]
+        self._models = []  # a signature does not keep its model
+        self._retrieval: dict[str, ConcreteFunction] = {}
+        for name in retrieval_names(export):
+            folder = latest_version(export / name)
+            self._models.append(tf.saved_model.load(str(folder)))
+            self._retrieval[read_manifest(folder)["source"]] = self._models[-1].signatures[RETRIEVAL]
         self._ranking: ConcreteFunction | None = None
         if (export / RANKING).is_dir():
-            self._ranking_model = tf.saved_model.load(str(latest_version(export / RANKING)))
-            self._ranking = self._ranking_model.signatures[RANKING]
+            self._models.append(tf.saved_model.load(str(latest_version(export / RANKING))))
+            self._ranking = self._models[-1].signatures[RANKING]
 
     def recommend(
         self, user_id: str, count: int = 10, now: datetime | None = None, request: Mapping[str, Any] | None = None
@@ -105,34 +114,36 @@ class Recommender:
                 **{name: [value] for name, value in (request or {}).items() if value is not None},
             }
         )
-        found = self._call(self._retrieval, requests)
-        ids = [video.decode() for video in found["video_ids"][0] if video.decode() != NO_VIDEO]
-        scores = found["scores"][0][: len(ids)]
-        rows = [Recommendation(video, SOURCE, float(score)) for video, score in zip(ids, scores, strict=True)]
+        rows = blend({source: self._nominated(retrieval, requests) for source, retrieval in self._retrieval.items()})
         notes = self._notes(user_id, now, watched)
         if not rows:
             notes.append(f"nothing is left to recommend: user {user_id!r} watched every video of the index")
         if self._ranking is None:
-            notes.append("no ranker is exported: ordered by the retrieval score")
+            notes.append("no ranker is exported: ordered by the candidate generators")
         elif rows:
             rows = self._rank(requests, rows)
         return RecommendationList(user_id, now, rows[:count], watched[:count], notes)
 
+    def _nominated(self, retrieval: ConcreteFunction, requests: pa.Table) -> list[tuple[str, float]]:
+        """Video ids and scores of one candidate generator, best first."""
+        found = self._call(retrieval, requests)
+        ids = [video.decode() for video in found["video_ids"][0] if video.decode() != NO_VIDEO]
+        return list(zip(ids, found["scores"][0][: len(ids)].tolist(), strict=True))
+
     def _rank(self, requests: pa.Table, rows: list[Recommendation]) -> list[Recommendation]:
         candidates = {
             "candidate_ids": [[row.video_id for row in rows]],
-            "candidate_sources": [[[row.source] for row in rows]],
-            "candidate_scores": [[row.retrieval_score for row in rows]],
+            "candidate_sources": [[list(row.sources) for row in rows]],
+            # A feature of one number: of several generators' scores the largest, as in the example sets.
+            "candidate_scores": [[max(row.retrieval_scores) for row in rows]],
         }
         for name, values in candidates.items():
             requests = requests.append_column(name, pa.array(values))
         found = self._call(self._ranking, requests)
         ranked = [
-            Recommendation(
-                row.video_id,
-                row.source,
-                row.retrieval_score,
-                *(float(found[name][0, i]) for name in ("score", "expected_watch_time_s", "click_probability")),
+            replace(
+                row,
+                **{name: float(found[name][0, i]) for name in ("score", "expected_watch_time_s", "click_probability")},
             )
             for i, row in enumerate(rows)
         ]
@@ -167,6 +178,28 @@ class Recommender:
                 f"user {user_id!r} watched nothing before {now:%Y-%m-%d %H:%M}: recommended from what else is known"
             ]
         return [f"user {user_id!r} is not in the log: recommended as to a user about whom nothing is known"]
+
+
+def blend(nominated: Mapping[str, Sequence[tuple[str, float]]]) -> list[Recommendation]:
+    """The union of several candidate generators' lists (Covington et al. 2016, figure 2: sources are blended).
+
+    Scores of different generators cannot be compared, so the order is that of Σ 1 / (60 + rank) over the lists that
+    name a video (reciprocal rank fusion); equal sums keep the order of the first list that named it.
+
+    Args:
+      nominated: source -> video ids and scores, best first.
+    """
+    found: dict[str, list[tuple[str, float]]] = {}
+    fused: dict[str, float] = {}
+    for source, videos in nominated.items():
+        for rank, (video, score) in enumerate(videos, 1):
+            found.setdefault(video, []).append((source, score))
+            fused[video] = fused.get(video, 0.0) + 1 / (RANK_OFFSET + rank)
+    order = sorted(found, key=lambda video: -fused[video])
+    return [
+        Recommendation(video, tuple(s for s, _ in found[video]), tuple(score for _, score in found[video]))
+        for video in order
+    ]
 
 
 def latest_moment(tables: Path) -> datetime:

@@ -35,9 +35,10 @@ def recommendations_table(found: RecommendationList, tables: Path) -> Renderable
         watched.add_row(Text(video_id), *map(_fact, told(video_id)))
     listed = _table("up next", ["", "video"], titles, ["source", "retrieval", "watch time", "click"])
     for place, row in enumerate(found.rows, 1):
-        numbers = [f"{row.retrieval_score:.2f}", _seconds(row.expected_watch_time_s), _percent(row.click_probability)]
+        scores = ", ".join(f"{score:.2f}" for score in row.retrieval_scores)
+        numbers = [scores, _seconds(row.expected_watch_time_s), _percent(row.click_probability)]
         facts_of_row = map(_fact, told(row.video_id))
-        listed.add_row(*map(Text, [str(place), row.video_id]), *facts_of_row, *map(Text, [row.source, *numbers]))
+        listed.add_row(*map(Text, [str(place), row.video_id]), *facts_of_row, *map(Text, [", ".join(row.sources), *numbers]))
     heading = Text.assemble(("user ", "dim"), (found.user_id, "bold"), (f" at {found.now:%Y-%m-%d %H:%M} UTC", "dim"))
     notes = [Text(note, style="yellow") for note in found.notes]
     return Group(heading, *notes, Columns([watched, listed]))

@@ -92,7 +92,7 @@ def reproduce(request: Request) -> None:
             "command": request.command,
             "summary": [claim.sentence() for claim in claims],
             "trainings of each variant": len(request.seeds),
-            "settings": published_settings(run, {"source", "split", "generator"}),
+            "settings": published_settings(run, {"source", "split", "generators"}),
             "switched_off": {OFF: SWITCHED_OFF},
         },
         request.console,

@@ -58,7 +58,7 @@ def reproduce(request: Request) -> None:
             "summary": [claim.sentence() for claim in claims],
             "trainings of each variant": len(seeds),
             "settings": run.config.model_dump(
-                mode="json", include={"source", "split", "generator", "candidate_examples"}
+                mode="json", include={"source", "split", "generators", "candidate_examples"}
             ),
             "switched_off": {} if real else {OFF: SWITCHED_OFF},
         },
@@ -73,7 +73,7 @@ def kuairand_settings(full: bool) -> dict[str, Any]:
     value["features"]["extra"] = extra
     value["split"] |= {"refit": False}
     training = {"epochs": 10 if full else 1, "patience": 1, "refit": False, "checkpoints": False}
-    value["generator"]["training"] |= training
+    value["generators"]["two_tower"]["training"] |= training
     return value | {"name": "label_choice", "ranker": None}
 
 

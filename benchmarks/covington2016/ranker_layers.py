@@ -123,7 +123,7 @@ def simulator_settings(full: bool) -> dict[str, Any]:
         "source": {"kind": "simulator", **(scale if full else SMOKE_PLATFORM)},
         "split": {"t0": "2025-01-13T00:00:00Z", "gap_hours": 0, "refit": False},
         "candidate_examples": {"labels_per_user": 1, "evaluation_labels_per_user": 1},
-        "generator": {"training": {"refit": False}},
+        "generators": {"two_tower": {"training": {"refit": False}}},
         "ranker": ranker_settings(full),
         **({} if full else SMOKE_SETTINGS),
     }
@@ -134,7 +134,7 @@ def kuairand_settings(full: bool) -> dict[str, Any]:
     value, _ = read_settings("kuairand")
     value["split"] |= {"test_days": 1, "validation_days": 1, "gap_hours": 0, "refit": False}
     value["candidate_examples"] = {"labels_per_user": 1, "evaluation_labels_per_user": 1}
-    value["generator"]["training"] |= {"refit": False}
+    value["generators"]["two_tower"]["training"] |= {"refit": False}
     return value | {"name": "ranker_layers", "ranker": ranker_settings(full)}
 
 

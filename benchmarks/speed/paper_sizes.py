@@ -23,7 +23,8 @@ def main(scale: str) -> None:
     smoke = scale == "smoke"
     config = read(RunConfig, "covington2016")
     ids = 1_000 if smoke else config.analysis.vocabulary.top_n or 0
-    generator, training = config.generator, config.generator.training
+    generator = config.generators["two_tower"]
+    training = generator.training
     sizes = TowerSizes(
         videos=ids,
         tokens=ids,

@@ -11,9 +11,19 @@ split: {test_days: 2}
 features: {without: [candidate_sources, candidate_score]}
 shards: {num_shards: 2}
 leakage: {examples_per_part: 40}
-generator:
-  model: {dimension: 8, depth: 1, loss: full}
-  training: {epochs: 2, batch_size: 256}
+generators:
+  two_tower:
+    model: {dimension: 8, depth: 1, loss: full}
+    training: {epochs: 2, batch_size: 256}
+  latent_cross:
+    model:
+      kind: latent_cross
+      dimension: 8
+      units: 8
+      context: [{name: time_delta, pre: cross}, {name: page, pre: concatenate, post: cross}]
+      loss: sampled
+      sampler: {num_sampled: 40}
+    training: {epochs: 1, batch_size: 64}
 ranker:
   model: {hidden_units: [16]}
   training: {epochs: 1, batch_size: 256}

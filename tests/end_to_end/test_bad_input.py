@@ -40,9 +40,11 @@ class Logs:
             "source": {"kind": "files", "tables": {}},
             "split": {"test_days": 1, "validation_days": 1, "gap_hours": 1},
             "shards": {"num_shards": 2},
-            "generator": {
-                "model": {"dimension": 4, "depth": 0, "loss": "full"},
-                "training": {"epochs": 1, "batch_size": 64},
+            "generators": {
+                "two_tower": {
+                    "model": {"dimension": 4, "depth": 0, "loss": "full"},
+                    "training": {"epochs": 1, "batch_size": 64},
+                }
             },
             "export": {"parity": {"examples": 4}, "retrieval": {"k": 5}},
             "evaluation": {
@@ -137,24 +139,24 @@ def test_an_unknown_configuration_tells_the_nearest(tmp_path: Path) -> None:
 
 
 def test_an_unknown_setting_tells_the_nearest(logs: Logs) -> None:
-    logs.value["generator"]["model"]["dimensions"] = 8
-    assert "generator.model.dimensions: no such setting; did you mean 'dimension'?" in logs("run").error()
+    logs.value["generators"]["two_tower"]["model"]["dimensions"] = 8
+    assert "generators.two_tower.model.dimensions: no such setting; did you mean 'dimension'?" in logs("run").error()
 
 
 @pytest.mark.parametrize(
     ("setting", "told"),
     [
-        ("generator.training.epochs", "expected key=value"),
-        ("generator.training.epochs=many", "generator.training.epochs: Input should be a valid integer"),
-        ("generator.training.epochs=0", "generator.training.epochs: Input should be greater than or equal to 1"),
+        ("generators.two_tower.training.epochs", "expected key=value"),
+        ("generators.two_tower.training.epochs=many", "generators.two_tower.training.epochs: Input should be a valid integer"),
+        ("generators.two_tower.training.epochs=0", "generators.two_tower.training.epochs: Input should be greater than or equal to 1"),
         ("split.test_days=[1", "the value is not valid YAML"),
         ("name.first=x", "name is a value, not a group of settings"),
-        ("generator.training.epoch=3", "did you mean 'epochs'?"),
+        ("generators.two_tower.training.epoch=3", "did you mean 'epochs'?"),
         ("split.t0=2035-01-01", "split: test labels would start at 2035"),
         ("split.test_days=60", "training"),
         ("source.kind=kafka", "'files', 'movielens', 'kuairand'"),
         ("evaluation.retrieval_baselines.methods=[popularty]", "'popularity'"),
-        ("generator.training.strategy=tpu", "Set tpu_address"),
+        ("generators.two_tower.training.strategy=tpu", "Set tpu_address"),
         ("features.without=[regoin]", "no default feature 'regoin'; did you mean 'region'?"),
         ("features.extra=[{name: x, source: users.shoe}]", "features.extra.0.kind: Field required"),
     ],

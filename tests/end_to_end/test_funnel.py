@@ -22,13 +22,15 @@ from tests.end_to_end.conftest import Funnel
 
 pytestmark = pytest.mark.slow
 
-STAGES = ["ingest", "analyze", "examples", "quantiles", "train-generator", "train-ranker", "export", "evaluate"]
+TRAINED = ["train-generator", "train-generator:latent_cross", "train-ranker"]
+STAGES = ["ingest", "analyze", "examples", "quantiles", *TRAINED, "export", "evaluate"]
 PUBLISHED = {
     *("tables", "rejected", "truth", "shards"),
     *("features/vocabularies", "features/statistics", "features/catalogue", "features/quantiles"),
-    *("examples/candidate_generation", "examples/ranking"),
-    *("models/two_tower", "models/ranker"),
+    *("examples/candidate_generation", "examples/sequences", "examples/ranking"),
+    *("models/two_tower", "models/latent_cross", "models/ranker"),
     *("export/retrieval/1", "export/retrieval_brute_force/1", "export/ranking/1"),
+    *("export/retrieval_latent_cross/1", "export/retrieval_latent_cross_brute_force/1"),
     *("reports/statistics", "reports/export", "reports/evaluation"),
 }
 
@@ -109,7 +111,7 @@ def test_recommend_prints_the_list_beside_what_was_watched(funnel: Funnel) -> No
     assert user in watched
     last = watches.filter(np.array(watches["user_id"].to_pylist()) == user)["video_id"].to_pylist()[-1]
     assert last in watched
-    rows = [line.split() for line in listed.splitlines() if "candidate_generator" in line]
+    rows = [line.split() for line in listed.splitlines() if "two_tower" in line or "latent_cross" in line]
     assert [row[0] for row in rows] == ["1", "2", "3", "4", "5"]
     catalogue = set(read_table(funnel.folder / "tables", "videos")["video_id"].to_pylist())
     assert {row[1] for row in rows} <= catalogue
@@ -221,7 +223,7 @@ def test_a_changed_ranker_survives_an_interruption_and_a_kill_and_runs_only_what
     # The ranker of before is whole: a model is replaced by a finished one or not at all.
     assert read_manifest(folder / "models/ranker", verify=True) == read_manifest(funnel.folder / "models/ranker")
     continued = funnel.run(change, folder=folder)
-    assert stages_skipped(continued) == STAGES[:5]
+    assert stages_skipped(continued) == STAGES[:6]
     assert stages_run(continued) == ["train-ranker", "export", "evaluate"]
     described = json.loads((folder / "models/ranker/model.json").read_text())
     assert "[12]" in json.dumps(described).replace(" ", "")

@@ -178,7 +178,7 @@ def test_recommendations_are_unwatched_videos_ordered_by_the_ranker(recommender:
     scores = [row.score for row in found.rows]
     assert scores == sorted(scores, reverse=True) and min(scores) > 0
     assert all(0 < row.click_probability < 1 and row.expected_watch_time_s > 0 for row in found.rows)
-    assert {row.source for row in found.rows} == {"candidate_generator"}
+    assert {row.sources for row in found.rows} == {("candidate_generator",)}
 
 
 def test_only_what_happened_before_the_given_moment_is_known(recommender: Recommender, platform: Platform):
@@ -198,7 +198,7 @@ def test_an_unknown_user_gets_a_list_and_a_note(recommender: Recommender):
 def test_without_a_ranker_the_retrieval_score_orders(export: Path, platform: Platform, tmp_path: Path):
     shutil.copytree(export / "retrieval", tmp_path / "retrieval")
     found = Recommender(tmp_path, platform.run / "tables", LISTS).recommend("nobody", count=5)
-    scores = [row.retrieval_score for row in found.rows]
+    scores = [row.retrieval_scores for row in found.rows]
     assert scores == sorted(scores, reverse=True)
     assert {row.score for row in found.rows} == {None}
     assert found.notes[-1] == "no ranker is exported: ordered by the retrieval score"

@@ -11,6 +11,7 @@ import tensorflow as tf
 import tensorflow_recommenders as tfrs
 import tf_keras
 
+from features.errors import ExportError
 from features.spec import FeatureSpec
 
 LABEL = "label"  # row of the label's video; 0 (out of vocabulary) counts for nothing in the loss
@@ -20,12 +21,24 @@ STEP_WEIGHTS = "step_weights"  # [batch, L + 1] float32: of each step in the los
 
 
 class SoftmaxLoss(Protocol):
-    """The loss part of a generator: sampled, full or in-batch softmax (`models/sampled_softmax.py`)."""
+    """The loss part of a generator: sampled, full, in-batch (`models/sampled_softmax.py`) or hierarchical softmax.
+
+    `layer` holds weights of the loss's own, None without any; the generator keeps it. `dot_products` says whether what
+    orders videos is their dot product with the query, as an index of vectors needs.
+    """
+
+    layer: tf_keras.layers.Layer | None = None
+    dot_products: bool = True
 
     def __call__(
         self, generator: "CandidateGenerator", queries: tf.Tensor, inputs: Mapping[str, tf.Tensor], training: bool
     ) -> tf.Tensor:
         """The loss of each example: queries `[batch, dimension]` and the whole batch of inputs -> `[batch]` float32."""
+        ...
+
+    def class_scores(self, queries: tf.Tensor, vectors: tf.Tensor) -> tf.Tensor:
+        """See `CandidateGenerator.class_scores`."""
+        return tf.matmul(queries, vectors, transpose_b=True)
 
 
 class CandidateGenerator(tfrs.models.Model):
@@ -49,6 +62,7 @@ class CandidateGenerator(tfrs.models.Model):
         self.num_classes = num_classes
         self.dimension = dimension
         self.softmax = softmax
+        self.softmax_layer = softmax.layer
         self.cross_entropy = tf_keras.metrics.Mean("cross_entropy")
 
     def query_embeddings(self, features: Mapping[str, tf.Tensor], training: bool = False) -> tf.Tensor:
@@ -68,8 +82,31 @@ class CandidateGenerator(tfrs.models.Model):
 
         Returns:
           `[n, dimension]` float32.
+
+        Raises:
+          ExportError: the generator's scores are not dot products with such vectors.
         """
         raise NotImplementedError
+
+    def class_scores(self, queries: tf.Tensor, vectors: tf.Tensor) -> tf.Tensor:
+        """Scores that order the videos of the vocabulary: dot products, or what the loss has in their place.
+
+        Args:
+          queries: `[n, dimension]` float32.
+          vectors: `[num_classes, dimension]` float32, `class_embeddings` of all videos in the order of their rows.
+
+        Returns:
+          `[n, num_classes]` float32.
+        """
+        return self.softmax.class_scores(queries, vectors)
+
+    def require_dot_products(self) -> None:
+        """Raises `ExportError` where the model's scores are not dot products, so that no index can answer for it."""
+        if not self.softmax.dot_products:
+            raise ExportError(
+                f"{type(self).__name__}: expected a loss whose scores are dot products, found "
+                f"{type(self.softmax).__name__}, for whose scores there is no index; train with loss sampled or full"
+            )
 
     @property
     def video_columns(self) -> tuple[str, ...]:

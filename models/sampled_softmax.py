@@ -14,11 +14,13 @@ or rare videos would be favoured. A negative that is the example's own label (ac
 from collections.abc import Callable, Mapping
 from enum import StrEnum
 
+import numpy as np
 import tensorflow as tf
 import tensorflow_recommenders as tfrs
 import tf_keras
 
 from models.candidate_generator import LABEL, CandidateGenerator, SoftmaxLoss
+from models.hierarchical_softmax import CLUSTER, ClassTree, HierarchicalSoftmax
 from models.samplers import LABEL_EXPECTED_COUNT, NEGATIVES, NEGATIVES_EXPECTED_COUNT
 
 
@@ -28,6 +30,7 @@ class Loss(StrEnum):
     SAMPLED = "sampled"
     FULL = "full"
     IN_BATCH = "in_batch"
+    HIERARCHICAL = "hierarchical"
 
 
 def sampled_cross_entropy(
@@ -87,7 +90,7 @@ def sampled_cross_entropy(
     return loss(queries, true_vectors, sampled_vectors)
 
 
-class SampledSoftmax:
+class SampledSoftmax(SoftmaxLoss):
     """Softmax over the label and the negatives that the input pipeline attached (`models/samplers.py`).
 
     Args:
@@ -115,7 +118,7 @@ class SampledSoftmax:
         )
 
 
-class FullSoftmax:
+class FullSoftmax(SoftmaxLoss):
     """Softmax over every video of the vocabulary: exact, and affordable up to some ten thousand videos."""
 
     def __call__(
@@ -127,7 +130,7 @@ class FullSoftmax:
         return tf.nn.sparse_softmax_cross_entropy_with_logits(labels=classes, logits=logits)
 
 
-class InBatchSoftmax:
+class InBatchSoftmax(SoftmaxLoss):
     """Softmax over the labels of the batch, by TensorFlow Recommenders' `Retrieval` task.
 
     `label_expected_count` (see `models/samplers.py: attach_label_probability`) corrects for popular videos being
@@ -153,8 +156,23 @@ class InBatchSoftmax:
         )
 
 
-def softmax_loss(loss: Loss, bfloat16_matmul: bool = False) -> SoftmaxLoss:
-    """The loss part of that name."""
+def softmax_loss(
+    loss: Loss,
+    num_classes: int,
+    dimension: int,
+    bfloat16_matmul: bool = False,
+    class_attributes: Mapping[str, np.ndarray] | None = None,
+) -> SoftmaxLoss:
+    """The loss part of that name.
+
+    Args:
+      loss: which.
+      num_classes, dimension: of the generator.
+      bfloat16_matmul: of the sampled softmax.
+      class_attributes: of the generator; its `softmax_cluster` is the tree of the hierarchical softmax.
+    """
     if loss == Loss.SAMPLED:
         return SampledSoftmax(bfloat16_matmul)
+    if loss == Loss.HIERARCHICAL:
+        return HierarchicalSoftmax(ClassTree(num_classes, dimension, (class_attributes or {}).get(CLUSTER)))
     return FullSoftmax() if loss == Loss.FULL else InBatchSoftmax()

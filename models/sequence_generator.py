@@ -112,7 +112,8 @@ class SequenceGenerator(CandidateGenerator):
       config: sizes and loss.
       spec: the model's features.
       vocabulary_sizes: id space -> number of ids.
-      class_attributes: catalogue column -> rows of each class's attribute; unused here.
+      class_attributes: catalogue column -> rows of each class's attribute; only `softmax_cluster` is used, by the
+        hierarchical softmax (`models/hierarchical_softmax.py`).
 
     Raises:
       ConfigError: an id space has no vocabulary, a feature is absent, or shared embeddings of two dimensions.
@@ -133,7 +134,8 @@ class SequenceGenerator(CandidateGenerator):
                 f"{', '.join(sorted(vocabulary_sizes)) or 'none'}; run the analysis stage with this space"
             )
         num_classes = vocabulary_sizes["video"]
-        super().__init__(spec, num_classes, config.dimension, softmax_loss(config.loss, config.bfloat16_matmul))
+        softmax = softmax_loss(config.loss, num_classes, config.dimension, config.bfloat16_matmul, class_attributes)
+        super().__init__(spec, num_classes, config.dimension, softmax)
         for name in (WATCHED_VIDEOS, WATCH_COUNT):
             if name not in spec:
                 raise ConfigError(
@@ -229,6 +231,7 @@ class SequenceGenerator(CandidateGenerator):
         return tf.cast(self.video_table(rows), tf.float32)
 
     def video_embeddings(self, columns: Mapping[str, tf.Tensor]) -> tf.Tensor:
+        self.require_dot_products()
         return self.class_embeddings(columns["video"])
 
     def compute_loss(self, inputs: Mapping[str, tf.Tensor], training: bool = False) -> tf.Tensor:

@@ -173,7 +173,8 @@ class TwoTower(CandidateGenerator):
       spec: the model's features; those of the query side are its inputs.
       vocabulary_sizes: id space -> number of ids.
       class_attributes: catalogue column -> int32 rows of each class's attribute, `[num_classes + 1]` or
-        `[num_classes + 1, length]` padded with 0, row 0 all zero; only columns of `config.output_attributes` are used.
+        `[num_classes + 1, length]` padded with 0, row 0 all zero; only columns of `config.output_attributes` are used,
+        and `softmax_cluster` by the hierarchical softmax.
 
     Raises:
       ConfigError: an id space without a vocabulary, a query feature that is neither, or attributes of another length.
@@ -187,7 +188,8 @@ class TwoTower(CandidateGenerator):
         class_attributes: Mapping[str, np.ndarray] | None = None,
     ) -> None:
         num_classes = _size(vocabulary_sizes, "video")
-        super().__init__(spec, num_classes, config.dimension, softmax_loss(config.loss, config.bfloat16_matmul))
+        softmax = softmax_loss(config.loss, num_classes, config.dimension, config.bfloat16_matmul, class_attributes)
+        super().__init__(spec, num_classes, config.dimension, softmax)
         self.config = config
         self.vocabulary_sizes = dict(vocabulary_sizes)
         self.inputs_of_tower = spec.side(Side.QUERY)
@@ -244,6 +246,7 @@ class TwoTower(CandidateGenerator):
         return self.video_tower(rows, self.video_tower.attributes_of(rows), training=training)
 
     def video_embeddings(self, columns: Mapping[str, tf.Tensor]) -> tf.Tensor:
+        self.require_dot_products()
         return self.video_tower(columns["video"], columns)
 
     @property

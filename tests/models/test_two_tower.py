@@ -136,6 +136,7 @@ def test_id_dropout_leaves_attributes_alone_and_is_for_training_only():
 
 def test_normalised_vectors_have_length_one_and_the_temperature_is_in_the_query():
     model = small(normalized=True, temperature=0.25)
+    model.hidden[0].bias.assign(np.full(4, 2.0))  # a query whose ReLUs are all off has no direction
     np.testing.assert_allclose(np.linalg.norm(model.query_embeddings(BATCH), axis=1), [4, 4], rtol=1e-5)
     np.testing.assert_allclose(np.linalg.norm(model.class_embeddings(tf.range(1, 6)), axis=1), np.ones(5), rtol=1e-5)
 

@@ -12,14 +12,15 @@ from features.example_reader import ExampleSet
 from features.spec import FeatureSpec
 from features.splits import Part
 from models.candidate_generator import CandidateGenerator
+from models.sequence_generator import SequenceGenerator
 from pipeline.config import GeneratorConfig
 from pipeline.evaluation.baselines.interactions import RetrievalExamples
 from pipeline.evaluation.bootstrap import Measurement
 from pipeline.evaluation.retrieval_metrics import Ranks, RetrievalTargets, evaluate_ranks, rank_examples
 from pipeline.input_pipeline import ExampleColumns
 from pipeline.model_stages import fit_generator
-from pipeline.run import GENERATOR, Run
-from pipeline.vectors import catalogue_vectors, query_vectors
+from pipeline.run import GENERATOR, SEQUENCES, Run
+from pipeline.vectors import catalogue_vectors, query_vectors, scorer
 
 READ = ("features/vocabularies", "features/catalogue", "examples/candidate_generation")
 MAP = "MAP@20"
@@ -122,9 +123,10 @@ class HeldOutWatches:
 
     def ranks(self, model: CandidateGenerator) -> Ranks:
         """Ranks of the labels by a trained model."""
-        queries = query_vectors(model, ExampleColumns(self.examples, (Part.TEST,), ()))
+        features = SEQUENCES if isinstance(model, SequenceGenerator) else GENERATOR
+        queries = query_vectors(model, ExampleColumns(ExampleSet(self.run.examples(features)), (Part.TEST,), ()))
         vectors = catalogue_vectors(model, self.run.encoder.catalogue)
-        return rank_examples(lambda rows: queries[rows] @ vectors.T, self.targets)
+        return rank_examples(scorer(queries, vectors), self.targets)
 
     def map(self, answers: Mapping[str, np.ndarray]) -> Measurement:
         """MAP among all videos, averaged over users."""

@@ -18,9 +18,12 @@ from features.sequence_examples import SequenceExamplesConfig
 from features.settings import Settings
 from features.shards import ShardConfig
 from features.splits import SplitConfig
+from models import latent_cross, m3
 from models.co_watch_embeddings import CoWatchConfig
 from models.latent_cross import LatentCrossConfig
+from models.m3 import M3Config
 from models.ranker import RankerConfig
+from models.sequence_generator import SequenceConfig
 from models.two_tower import TwoTowerConfig
 from pipeline.evaluation.bootstrap import BootstrapConfig
 from pipeline.evaluation.gradient_boosted_trees import TreesConfig
@@ -53,20 +56,53 @@ def _kind(value: Any) -> Any:
 
 
 GeneratorModel = Annotated[
-    Annotated[TwoTowerConfig, Tag("two_tower")] | Annotated[LatentCrossConfig, Tag("latent_cross")],
+    Annotated[TwoTowerConfig, Tag("two_tower")]
+    | Annotated[LatentCrossConfig, Tag("latent_cross")]
+    | Annotated[M3Config, Tag("m3")],
     Discriminator(_kind),
 ]
 """The configuration of a candidate generator; `kind` says of which, by default the two-tower model."""
 
+PRESETS: Mapping[str, Mapping[str, Settings]] = {"latent_cross": latent_cross.PRESETS, "m3": m3.PRESETS}
+"""Kind of model -> preset -> the paper's configuration."""
+
 
 class GeneratorConfig(Settings):
-    """A candidate generator and its training."""
+    """A candidate generator and its training.
+
+    `model.preset` names one of the paper's configurations of the model's kind (`PRESETS`); settings beside it replace
+    the preset's.
+    """
 
     model: GeneratorModel = TwoTowerConfig()
     co_watch_start: CoWatchConfig | None = Field(
         default=None, description="start the video embeddings from co-watches; null: from random values"
     )
     training: TrainingConfig = TrainingConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_preset(cls, value: Any) -> Any:
+        model = value.get("model") if isinstance(value, Mapping) else None
+        if not isinstance(model, Mapping) or "preset" not in model:
+            return value
+        presets = PRESETS.get(str(model.get("kind")), {})
+        if model["preset"] not in presets:
+            there = ", ".join(presets) or "none of this kind"
+            raise ValueError(
+                f"model.preset: no preset {model['preset']!r} of kind {model.get('kind')!r}; there are {there}"
+            )
+        changes = {name: setting for name, setting in model.items() if name != "preset"}
+        return {**value, "model": {**presets[model["preset"]].model_dump(), **changes}}
+
+    @model_validator(mode="after")
+    def _sequences_are_not_compiled(self) -> "GeneratorConfig":
+        if self.training.jit_compile and isinstance(self.model, SequenceConfig):
+            raise ValueError(
+                "training.jit_compile: a sequence model's loss gathers the steps that have a label, whose number is "
+                "another in each batch, and its recurrent cell is slower under XLA; set it to false"
+            )
+        return self
 
 
 class RankingConfig(Settings):
@@ -113,8 +149,8 @@ class RunConfig(Settings):
 
     @model_validator(mode="after")
     def _refit_together(self) -> "RunConfig":
-        trained = [*self.generators.values(), *([self.ranker] if self.ranker else [])]
-        trainings = [model.training for model in trained]
+        trainings = [generator.training for generator in self.generators.values()]
+        trainings += [self.ranker.training] if self.ranker else []
         if any(training.refit != self.split.refit for training in trainings):
             raise ValueError(
                 "split.refit and the refit of every training must be equal (vocabularies reach as far as the final "

@@ -127,20 +127,24 @@ def apply_override(value: dict[str, Any], override: str) -> None:
 
 def _explain(model: type[BaseModel], error: ValidationError) -> str:
     first = error.errors()[0]
-    location = ".".join(str(part) for part in first["loc"])
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    if first["type"] != "extra_forbidden":
-        return f"{location}: {first['msg']}, found {first['input']!r:.80}{more}"
-    *parents, key = first["loc"]
-    known = _field_names(model, parents)
-    near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.4)
-    hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}"
-    return f"{location}: no such setting; {hint}{more}"
+    if first["type"] == "extra_forbidden":
+        *parents, key = first["loc"]
+        shown, known = _place(model, parents)
+        near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.4)
+        hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}"
+        return f"{'.'.join([*shown, str(key)])}: no such setting; {hint}{more}"
+    location = ".".join(_place(model, first["loc"])[0])
+    if first["type"] == "union_tag_invalid":
+        kind, there = first["ctx"]["tag"], first["ctx"]["expected_tags"].replace("'", "")
+        return f"{location}.kind: no kind {kind!r}; there are {there}{more}"
+    return f"{location}: {first['msg']}, found {first['input']!r:.80}{more}"
 
 
-def _field_names(model: type[BaseModel], location: Sequence[int | str]) -> list[str]:
-    """The settings that exist at a place in the tree; union tags and list positions in it are stepped over."""
+def _place(model: type[BaseModel], location: Sequence[int | str]) -> tuple[list[str], list[str]]:
+    """A place in the tree as it is written in a file, without the tags of unions, and the settings that exist there."""
     current: list[type[BaseModel]] = [model]
+    shown = []
     for part in location:
         inside = [
             found
@@ -149,8 +153,10 @@ def _field_names(model: type[BaseModel], location: Sequence[int | str]) -> list[
             for found in _models_in(owner.model_fields[part].annotation)
         ]
         tagged = [owner for owner in current if getattr(owner.model_fields.get("kind"), "default", None) == part]
+        if inside or not tagged:
+            shown.append(str(part))
         current = inside or tagged or current
-    return sorted({name for owner in current for name in owner.model_fields})
+    return shown, sorted({name for owner in current for name in owner.model_fields})
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:

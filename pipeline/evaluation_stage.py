@@ -42,7 +42,7 @@ from pipeline.model_stages import RANKER_FOLDER, generator_folder
 from pipeline.ranking_validation import predictions
 from pipeline.run import GENERATOR, RANKER, Run
 from pipeline.sources.truth import Truth
-from pipeline.vectors import catalogue_vectors, query_vectors
+from pipeline.vectors import catalogue_vectors, query_vectors, scorer
 
 REPORT = "reports/evaluation"
 RANKER_NAME = "ranker"
@@ -278,7 +278,7 @@ def _scorer(run: Run, name: str) -> Scorer:
     examples = ExampleSet(run.examples(run.features_of_generator(name)))
     queries = query_vectors(generator, ExampleColumns(examples, (Part.TEST,), ()))
     vectors = catalogue_vectors(generator, run.encoder.catalogue)
-    return lambda rows: queries[rows] @ vectors.T
+    return scorer(queries, vectors)
 
 
 def _figures(method: str, measurements: Sequence[Measurement], settings: Mapping | None = None) -> MethodFigures:

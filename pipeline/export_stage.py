@@ -19,7 +19,7 @@ from pipeline.input_pipeline import ExampleColumns
 from pipeline.model_folder import load_candidate_generator, load_ranker
 from pipeline.model_stages import RANKER_FOLDER, generator_folder
 from pipeline.run import RANKER, Run
-from pipeline.vectors import catalogue_vectors, query_vectors
+from pipeline.vectors import catalogue_vectors, query_vectors, represented
 from serving.export import RETRIEVAL, VideoVectors, export_ranking, export_retrieval
 from serving.stored_examples import StoredExamples, stored_examples
 
@@ -85,11 +85,12 @@ def _export_generator(run: Run, name: str) -> list[Path]:
     raw_features = RawFeatures(spec, encoder, run.config.features, run.split.utc_offset_s)
     counts = Vocabulary.read(run.features / "vocabularies" / "video.parquet").counts
     watches = np.concatenate([[0], counts])[encoder.catalogue["video"].to_numpy()]
+    vectors = catalogue_vectors(generator, encoder.catalogue)
     videos = VideoVectors(
         np.array(encoder.catalogue["video_id"].to_pylist(), object),
-        catalogue_vectors(generator, encoder.catalogue),
+        vectors,
         watches,
-        _available(encoder.catalogue),
+        _available(encoder.catalogue) & represented(vectors),
     )
     columns = ExampleColumns(ExampleSet(run.examples(model)), (_part(run, model),), (LABEL,))
     first = name == next(iter(run.config.generators))
@@ -109,10 +110,10 @@ def _export_generator(run: Run, name: str) -> list[Path]:
     )
 
 
-def _available(catalogue: pa.Table) -> np.ndarray | None:
-    """bool `[videos]`: all but those that the table of videos says are not available; None where it does not say."""
+def _available(catalogue: pa.Table) -> np.ndarray:
+    """bool `[videos]`: all but those that the table of videos says are not available."""
     if "available" not in catalogue.column_names:
-        return None
+        return np.ones(len(catalogue), bool)
     return catalogue["available"].to_numpy() != 0  # NaN: not known to be unavailable
 
 

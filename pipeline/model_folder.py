@@ -13,6 +13,7 @@ from features.errors import ArtifactError
 from features.spec import FeatureSpec, read_specs, write_specs
 from models.candidate_generator import CandidateGenerator
 from models.latent_cross import LatentCross
+from models.m3 import M3
 from models.ranker import Ranker
 from models.sequence_generator import SequenceGenerator
 from models.two_tower import TwoTower
@@ -34,6 +35,7 @@ class Describable(Protocol):
 CANDIDATE_GENERATORS: Mapping[str, type[TwoTower | SequenceGenerator]] = {
     "two_tower": TwoTower,
     "latent_cross": LatentCross,
+    "m3": M3,
 }
 """Kind of model -> its class; each has `description` and `from_description`."""
 

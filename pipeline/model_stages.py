@@ -66,8 +66,10 @@ def fit_generator(run: Run, name: str, spec: FeatureSpec | None = None, keep: bo
     attributes = class_attributes(run, config.model)
     start = _co_watch_start(examples, sizes["video"], config.model.dimension, config.co_watch_start)
 
+    generator: Any = CANDIDATE_GENERATORS[config.model.kind]
+
     def build() -> TwoTower | SequenceGenerator:
-        model = CANDIDATE_GENERATORS[config.model.kind](config.model, features, sizes, attributes)
+        model: TwoTower | SequenceGenerator = generator(config.model, features, sizes, attributes)
         if start is not None:
             model.start_from(start)
         return model

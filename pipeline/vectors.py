@@ -6,6 +6,7 @@ import pyarrow.compute as pc
 import tensorflow as tf
 
 from models.candidate_generator import CandidateGenerator
+from pipeline.evaluation.retrieval_metrics import Scorer
 from pipeline.input_pipeline import ExampleColumns
 from pipeline.retrieval_validation import serving_features
 
@@ -31,6 +32,26 @@ def catalogue_vectors(generator: CandidateGenerator, catalogue: pa.Table) -> np.
         for start in range(0, len(catalogue), _AT_ONCE)
     ]
     return np.concatenate(parts)
+
+
+def represented(vectors: np.ndarray) -> np.ndarray:
+    """bool `[videos]`: videos about which a generator knows something; it gives any other a zero vector.
+
+    A zero vector scores 0, which is more than the score of most videos: such a video is no candidate.
+    """
+    return np.any(vectors != 0, axis=1)
+
+
+def scorer(queries: np.ndarray, vectors: np.ndarray) -> Scorer:
+    """Scores of all videos for a slice of the queries; -inf of videos that are not `represented`."""
+    unknown = ~represented(vectors)
+
+    def scores(rows: slice) -> np.ndarray:
+        found = queries[rows] @ vectors.T
+        found[:, unknown] = -np.inf
+        return found
+
+    return scores
 
 
 def query_vectors(generator: CandidateGenerator, columns: ExampleColumns, batch_size: int = 4096) -> np.ndarray:

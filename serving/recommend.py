@@ -143,7 +143,9 @@ class Recommender:
         ranked = [
             replace(
                 row,
-                **{name: float(found[name][0, i]) for name in ("score", "expected_watch_time_s", "click_probability")},
+                score=float(found["score"][0, i]),
+                expected_watch_time_s=float(found["expected_watch_time_s"][0, i]),
+                click_probability=float(found["click_probability"][0, i]),
             )
             for i, row in enumerate(rows)
         ]

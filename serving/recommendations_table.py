@@ -38,7 +38,8 @@ def recommendations_table(found: RecommendationList, tables: Path) -> Renderable
         scores = ", ".join(f"{score:.2f}" for score in row.retrieval_scores)
         numbers = [scores, _seconds(row.expected_watch_time_s), _percent(row.click_probability)]
         facts_of_row = map(_fact, told(row.video_id))
-        listed.add_row(*map(Text, [str(place), row.video_id]), *facts_of_row, *map(Text, [", ".join(row.sources), *numbers]))
+        told_last = [", ".join(row.sources), *numbers]
+        listed.add_row(*map(Text, [str(place), row.video_id]), *facts_of_row, *map(Text, told_last))
     heading = Text.assemble(("user ", "dim"), (found.user_id, "bold"), (f" at {found.now:%Y-%m-%d %H:%M} UTC", "dim"))
     notes = [Text(note, style="yellow") for note in found.notes]
     return Group(heading, *notes, Columns([watched, listed]))

@@ -62,12 +62,13 @@ def start(*arguments: object, environment: Mapping[str, str] | None = None) -> s
 def stages_run(answer: Answer) -> list[str]:
     """The stages that did their work."""
     assert answer.code == 0, answer
-    return [line.split(":")[0] for line in answer.out.splitlines() if ": done in" in line]
+    return [line.split(": done in")[0] for line in answer.out.splitlines() if ": done in" in line]
 
 
 def stages_skipped(answer: Answer) -> list[str]:
     assert answer.code == 0, answer
-    return [line.split(":")[0] for line in answer.out.splitlines() if line.endswith(": unchanged, skipped")]
+    skipped = ": unchanged, skipped"
+    return [line.removesuffix(skipped) for line in answer.out.splitlines() if line.endswith(skipped)]
 
 
 def write_csv(path: Path, header: str, rows: Iterable[Iterable[object]]) -> Path:

@@ -4,10 +4,11 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import pytest
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from features.errors import ConfigError
 from features.settings import Settings
+from pipeline.config import PRESETS, GeneratorConfig
 from pipeline.config_file import read, read_run, write_run
 
 
@@ -47,10 +48,10 @@ def test_a_file_and_dotted_overrides_are_read(path: Path) -> None:
     ("override", "message"),
     [
         ("rte=1", "rte: no such setting; did you mean 'rate'?"),
-        ("source.pth=1", "source.files.pth: no such setting; did you mean 'path'?"),
+        ("source.pth=1", "source.pth: no such setting; did you mean 'path'?"),
         ("layers=[{unit: 1}]", "layers.0.unit: no such setting; did you mean 'units'?"),
         ("rate=fast", "rate: Input should be a valid number.*found 'fast'"),
-        ("source.kind=file", "source: Input tag 'file'.*'files', 'simulator'"),
+        ("source.kind=file", "source.kind: no kind 'file'; there are .*files, simulator"),
         ("rate", "expected key=value"),
         ("source.path.deep=1", "source.path is a value, not a group"),
         ("rate=[", "not valid YAML"),
@@ -89,3 +90,22 @@ def test_a_run_s_configuration_is_read_back_only_as_it_was_written(tmp_path: Pat
     (tmp_path / "config.yaml").unlink()
     with pytest.raises(ConfigError, match=r"expected a run's folder with config\.yaml"):
         read_run(Config, tmp_path)
+
+
+def test_a_preset_is_the_papers_model_and_settings_beside_it_replace_its_own() -> None:
+    config = GeneratorConfig.model_validate({"model": {"kind": "m3", "preset": "movielens_m3c", "dimension": 16}})
+    expected = PRESETS["m3"]["movielens_m3c"].model_copy(update={"dimension": 16})
+    assert config.model == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({"model": {"kind": "m3", "preset": "large"}}, "no preset 'large' of kind 'm3'; there are movielens_m3r, "),
+        ({"model": {"kind": "two_tower", "preset": "large"}}, "there are none of this kind"),
+        ({"model": {"kind": "m3"}, "training": {"jit_compile": True}}, "jit_compile: a sequence model's loss gathers"),
+    ],
+)
+def test_a_generator_that_cannot_be_is_refused(value: dict, message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        GeneratorConfig.model_validate(value)

@@ -40,7 +40,7 @@ from models.weighted_logistic_regression import LabelStatistics
 from pipeline.sources.simulator import SimulatorConfig, simulate
 from serving.export import ExportConfig, VideoVectors, export_ranking, export_retrieval
 from serving.index_recall import RecallConfig
-from serving.recommend import Recommender, latest_moment
+from serving.recommend import Recommender, blend, latest_moment
 from serving.recommendations_table import recommendations_table
 from serving.retrieval import RetrievalConfig
 from serving.stored_examples import StoredExamples, stored_examples
@@ -189,6 +189,13 @@ def test_only_what_happened_before_the_given_moment_is_known(recommender: Recomm
     assert later.watched == [watches["video_id"][0].as_py()]
 
 
+def test_lists_of_several_generators_are_blended_by_rank_and_keep_every_source_and_score():
+    """1/62 + 1/61 for b, 1/61 for a, 1/62 for c, 1/63 for d; scores of different generators are not compared."""
+    found = blend({"first": [("a", 0.1), ("b", 0.05)], "second": [("b", 900.0), ("c", 800.0), ("d", 700.0)]})
+    assert [row.video_id for row in found] == ["b", "a", "c", "d"]
+    assert (found[0].sources, found[0].retrieval_scores) == (("first", "second"), (0.05, 900.0))
+
+
 def test_an_unknown_user_gets_a_list_and_a_note(recommender: Recommender):
     found = recommender.recommend("nobody 👤", count=5)
     assert len(found.rows) == 5 and found.watched == []
@@ -201,7 +208,7 @@ def test_without_a_ranker_the_retrieval_score_orders(export: Path, platform: Pla
     scores = [row.retrieval_scores for row in found.rows]
     assert scores == sorted(scores, reverse=True)
     assert {row.score for row in found.rows} == {None}
-    assert found.notes[-1] == "no ranker is exported: ordered by the retrieval score"
+    assert found.notes[-1] == "no ranker is exported: ordered by the candidate generators"
 
 
 def test_without_an_export_the_error_says_what_to_run(platform: Platform, tmp_path: Path):

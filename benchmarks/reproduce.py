@@ -7,14 +7,14 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks import beutel2018, covington2016
+from benchmarks import beutel2018, covington2016, tang2019
 from features.errors import ConfigError
 
-FOLDERS = {name: folder for folder in (covington2016, beutel2018) for name in folder.EXPERIMENTS}
+FOLDERS = {name: folder for folder in (covington2016, beutel2018, tang2019) for name in folder.EXPERIMENTS}
 """Name of each experiment -> the package its module is in."""
-EXPERIMENTS = covington2016.EXPERIMENTS | beutel2018.EXPERIMENTS
+EXPERIMENTS = covington2016.EXPERIMENTS | beutel2018.EXPERIMENTS | tang2019.EXPERIMENTS
 """Name of each experiment -> what it shows."""
-OWN_DATA = tuple(beutel2018.EXPERIMENTS)
+OWN_DATA = beutel2018.OWN_DATA
 """Experiments that make their own data and have no configuration."""
 ON_REAL_LOGS = ("ranker_layers", "label_choice")
 """Experiments that a log without searches, demographics and fresh uploads can answer."""

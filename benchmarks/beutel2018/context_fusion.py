@@ -1,0 +1,115 @@
+"""Table 4 and Figures 3 and 4 of Beutel et al. 2018: context as latent crosses, concatenated, or not at all.
+
+- Table 4: the time to the next watch alone, into an LSTM without ReLU layers: crossed with the watch (v ∗ w), put
+  beside it (RRN), left out (plain RNN).
+- Figure 3: the page alone, into the production model: left out, concatenated on both sides, crossed after the
+  recurrent cell, and both.
+- Figure 4: the production model with all its context concatenated, with crosses on top of that, and without context.
+
+Worlds: the simulator, whose pages and devices multiply users' tastes, twice as strongly as its default; and
+`no_context`, where they do not and watch-next pages show nothing related: there context tells nothing that multiplies.
+"""
+
+from typing import Any
+
+from matplotlib.figure import Figure as Plot
+
+from benchmarks.beutel2018.context_models import Comparison, figure_3, figure_4, table_4
+from benchmarks.experiments import Claim, Request, Scale, claim, configuration, mean_of_seeds, prepare
+from benchmarks.generators import MAP, HeldOutWatches
+from benchmarks.report import Cell, ResultTable, new_plot, publish_result
+from benchmarks.sequences import METRICS, Judged, judge, platform_settings
+from pipeline.evaluation.bootstrap import paired_difference
+
+WORLDS: dict[str, dict[str, Any]] = {"context": {"context": 2.0}, "no_context": {"context": 0.0, "related": 0.0}}
+OFF = "no_context"
+
+Found = dict[str, dict[str, dict[str, Judged]]]
+"""World -> comparison -> variant -> what it came to."""
+
+
+def reproduce(request: Request) -> None:
+    """Publishes `context_fusion`."""
+    full = request.scale == Scale.FULL
+    found: Found = {}
+    notes = []
+    comparisons = [make(full) for make in (table_4, figure_3, figure_4)]
+    for world, switches in WORLDS.items():
+        run = prepare(request, world, configuration(request, platform_settings(full), switches))
+        held_out = HeldOutWatches(run)
+        found[world] = {
+            comparison.name: {
+                variant.name: judge(request, run, held_out, variant, request.seeds) for variant in comparison.variants
+            }
+            for comparison in comparisons
+        }
+        users = len(set(held_out.targets.users.tolist()))
+        notes.append(f"{world}: {users:,} users, {len(held_out.targets):,} next watches.")
+    claims = [made for world in found for comparison in comparisons for made in claims_of(world, comparison, found)]
+    publish_result(
+        request.output,
+        request.result_name,
+        [table(world, comparison, found, notes) for world in found for comparison in comparisons],
+        plot(found),
+        {
+            "command": request.command,
+            "summary": [made.sentence() for made in claims],
+            "trainings of each variant": len(request.seeds),
+            "settings": run.config.model_dump(mode="json", include={"source", "split", "sequence_examples"}),
+            "worlds": WORLDS,
+        },
+        request.console,
+    )
+
+
+def claims_of(world: str, comparison: Comparison, found: Found) -> list[Claim]:
+    """The cross is above the concatenation, the concatenation above no context."""
+    off = world == OFF
+    judged = found[world][comparison.name]
+    claims = []
+    for above, below in (
+        (comparison.crossed, comparison.concatenated),
+        (comparison.concatenated, comparison.without),
+        (comparison.crossed, comparison.without),
+    ):
+        for metric in METRICS:
+            first, second = judged[above].measured[metric], judged[below].measured[metric]
+            relative = mean_of_seeds(first).value / mean_of_seeds(second).value - 1
+            text = f"{world}, {comparison.name}: {above} over {below}, {metric} {relative:+.1%}"
+            claims.append(claim(text, first, second, 1, off))
+    return claims
+
+
+def table(world: str, comparison: Comparison, found: Found, notes: list[str]) -> ResultTable:
+    """Every variant's metrics, and how it stands to the concatenation."""
+    judged = found[world][comparison.name]
+    rows: list[list[Cell]] = []
+    base = judged[comparison.concatenated]
+    for variant in comparison.variants:
+        measured = judged[variant.name].measured
+        figures: list[Cell] = []
+        for metric in METRICS:
+            mean = mean_of_seeds(measured[metric])
+            figures += [mean.figure, paired_difference(mean, mean_of_seeds(base.measured[metric]))]
+        rows.append([variant.name, *figures, judged[variant.name].parameters])
+    columns = ["model", *(column for metric in METRICS for column in (metric, "over the concatenation")), "parameters"]
+    below = [*notes, "Intervals: 95%, over users and trainings."]
+    return ResultTable(f"{comparison.name}, world `{world}`", columns, rows, below, comparison.reference, 4)
+
+
+def plot(found: Found) -> Plot:
+    """MAP of every variant with its interval, a panel for each comparison."""
+    names = list(next(iter(found.values())))
+    canvas = new_plot(4.2 * len(names), 4.2)
+    for axes, name in zip(canvas.subplots(1, len(names)), names, strict=True):
+        for offset, (world, by_comparison) in enumerate(found.items()):
+            figures = [mean_of_seeds(judged.measured[MAP]).figure for judged in by_comparison[name].values()]
+            errors = [[f.value - f.low for f in figures], [f.high - f.value for f in figures]]
+            x = [place + 0.2 * (offset - 0.5) for place in range(len(figures))]
+            axes.errorbar(x, [f.value for f in figures], yerr=errors, fmt="o", capsize=3, label=world)
+        variants = list(next(iter(found.values()))[name])
+        axes.set_xticks(range(len(variants)), variants, rotation=30, ha="right")
+        axes.set_title(name)
+        axes.set_ylabel(MAP)
+    axes.legend()
+    return canvas

@@ -1,0 +1,88 @@
+"""The models that `context_fusion` compares: the paper's presets at a width that suits the platform."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from benchmarks.sequences import Variant, sizes
+from models.latent_cross import PRESETS, LatentCrossConfig
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One table or figure of the paper.
+
+    Args:
+      name: of the table or figure.
+      variants: its models, best first by the paper.
+      crossed, concatenated, without: names of the variants that the paper's sentences are about.
+      reference: the paper's figures.
+    """
+
+    name: str
+    variants: Sequence[Variant]
+    crossed: str
+    concatenated: str
+    without: str
+    reference: str
+
+
+def _variant(name: str, config: LatentCrossConfig, full: bool) -> Variant:
+    """The preset with the experiment's widths."""
+    width = sizes(full)["dimension"]
+    changed = {
+        **config.model_dump(mode="json"),
+        **sizes(full),
+        "units": width,
+        "input_widths": [width] if config.input_widths else [],
+        "output_widths": [width] if config.output_widths else [],
+    }
+    return Variant(name, changed)
+
+
+def table_4(full: bool) -> Comparison:
+    """The time to the next watch alone."""
+    return Comparison(
+        "Table 4, time",
+        [
+            _variant("RNN with Δt latent cross", PRESETS["rnn_latent_cross"], full),
+            _variant("RRN (concatenated Δt)", PRESETS["rrn"], full),
+            _variant("RNN (plain, no time)", PRESETS["rnn"], full),
+        ],
+        "RNN with Δt latent cross",
+        "RRN (concatenated Δt)",
+        "RNN (plain, no time)",
+        "Beutel et al. 2018, Table 4: MAP@20 0.0828, 0.0753, 0.0724; precision@1 0.1621, 0.1465, 0.1345",
+    )
+
+
+def figure_3(full: bool) -> Comparison:
+    """The page alone."""
+    return Comparison(
+        "Figure 3, page",
+        [
+            _variant("page crossed and concatenated", PRESETS["page_both"], full),
+            _variant("page crossed", PRESETS["page_cross"], full),
+            _variant("page concatenated", PRESETS["page_concatenated"], full),
+            _variant("uploader alone", PRESETS["page_none"], full),
+        ],
+        "page crossed",
+        "page concatenated",
+        "uploader alone",
+        "Beutel et al. 2018, Figure 3: the cross is best, and concatenating too adds nothing (no values)",
+    )
+
+
+def figure_4(full: bool) -> Comparison:
+    """All context of the production model."""
+    return Comparison(
+        "Figure 4, all context",
+        [
+            _variant("all context, crosses too", PRESETS["production_crosses"], full),
+            _variant("all context concatenated", PRESETS["production_baseline"], full),
+            _variant("uploader alone", PRESETS["page_none"], full),
+        ],
+        "all context, crosses too",
+        "all context concatenated",
+        "uploader alone",
+        "Beutel et al. 2018, Figure 4: crosses improve on concatenation (no values)",
+    )

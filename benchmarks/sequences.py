@@ -1,0 +1,129 @@
+"""Sequence-model variants of an experiment: trained once per seed, judged on the next watches of the test part.
+
+The worlds are platforms of users with some hundred watches each. All variants of a world have the same examples, the
+same loss, optimizer and number of passes at most; the pass is chosen on the validation days.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from benchmarks.experiments import SMOKE_PLATFORM, SMOKE_SETTINGS, Request, once
+from benchmarks.generators import MAP, HeldOutWatches
+from pipeline.config import GeneratorConfig
+from pipeline.evaluation.bootstrap import Measurement
+from pipeline.evaluation.retrieval_metrics import Ranks, evaluate_ranks
+from pipeline.model_stages import fit_generator
+from pipeline.run import Run
+
+PRECISION = "precision@1"
+METRICS = (MAP, PRECISION)
+NAME = "generator"
+
+READ = ("features/vocabularies", "features/catalogue", "examples/candidate_generation", "examples/sequences")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A model to compare.
+
+    Args:
+      name: as the paper calls it.
+      model: its configuration, `kind` included.
+      paper: the paper's figures for it, metric -> value.
+    """
+
+    name: str
+    model: Mapping[str, Any]
+    paper: Mapping[str, float] = field(default_factory=dict)
+
+
+def platform_settings(full: bool) -> dict[str, Any]:
+    """Two test days of 28, the two days before them validation; sequences of 100 watches, 50 labels in each."""
+    scale = {"users": 1500, "videos": 800, "uploaders": 80, "days": 28, "steps_per_user": 100.0}
+    training = {
+        "epochs": 15 if full else 1,
+        "batch_size": 32,
+        "learning_rate": 0.003,
+        "patience": 2,
+        "refit": False,
+        "checkpoints": False,
+    }
+    return {
+        "name": "sequences",
+        "source": {"kind": "simulator", **(scale if full else SMOKE_PLATFORM)},
+        "split": {
+            "t0": "2025-02-01T00:00:00Z" if full else "2025-01-12T00:00:00Z",
+            "gap_hours": 0,
+            "validation_days": 2 if full else 1,
+            "refit": False,
+        },
+        "features": {"watch_window": 100 if full else 20},
+        "candidate_examples": {"labels_per_user": 1, "evaluation_labels_per_user": 8},
+        "sequence_examples": {"labels_per_user": None, "stride": 50 if full else 10},
+        "generators": {NAME: {"model": {"kind": "latent_cross"}, "training": training}},
+        "ranker": None,
+        **({} if full else SMOKE_SETTINGS),
+    }
+
+
+def sizes(full: bool) -> dict[str, Any]:
+    """Widths that all variants share, and their loss: a softmax over all of the few videos."""
+    width = 64 if full else 8
+    return {"dimension": width, "projection": True, "loss": "full"}
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What the trainings of a variant came to on the test part, one measurement per seed.
+
+    Args:
+      measured: metric -> measurement of each seed.
+      parameters: weights of the model.
+      epochs: passes of each training.
+    """
+
+    measured: Mapping[str, list[Measurement]]
+    parameters: int
+    epochs: list[int]
+
+
+def judge(request: Request, run: Run, held_out: HeldOutWatches, variant: Variant, seeds: Sequence[int]) -> Judged:
+    """Trains a variant once for each seed (or reads what was kept of it) and measures it."""
+    answers = [sequence_answers(request, run, variant, seed) for seed in seeds]
+    measured: dict[str, list[Measurement]] = {metric: [] for metric in METRICS}
+    for found in answers:
+        ranks = Ranks(found["among_all"], found["among_unwatched"])
+        told = evaluate_ranks(ranks, held_out.targets.users, run.config.evaluation.retrieval)
+        for measurement in told:
+            if measurement.name in measured:
+                measured[measurement.name].append(measurement)
+    return Judged(measured, int(answers[0]["parameters"][0]), [int(found["epoch"][0]) for found in answers])
+
+
+def sequence_answers(request: Request, run: Run, variant: Variant, seed: int) -> dict[str, np.ndarray]:
+    """Ranks of the test labels by the trained variant, `validation_map` `[epochs]`, `epoch` and `parameters` `[1]`."""
+    settings = run.config.generators[NAME].model_dump(mode="json")
+    settings |= {"model": dict(variant.model), "training": {**settings["training"], "seed": seed}}
+    config = GeneratorConfig.model_validate(settings)
+    of_variant = replace(run, config=run.config.model_copy(update={"generators": {NAME: config}}))
+
+    def train() -> dict[str, np.ndarray]:
+        trained = fit_generator(of_variant, NAME)
+        ranks = HeldOutWatches(of_variant).ranks(trained.model)
+        return {
+            "among_all": ranks.among_all,
+            "among_unwatched": ranks.among_unwatched,
+            "validation_map": np.array(trained.history[MAP]),
+            "epoch": np.array([trained.epochs]),
+            "parameters": np.array([trained.model.count_params()]),
+        }
+
+    file_name = "".join(letter if letter.isalnum() else "_" for letter in variant.name)
+    answers = once(run, file_name, config.model_dump(mode="json"), READ, train)
+    epoch = int(answers["epoch"][0])
+    told = f"validation MAP {answers['validation_map'][epoch - 1]:.4f} after {epoch} epochs"
+    request.say(f"{variant.name}, seed {seed}: {told}")
+    return answers

@@ -1,0 +1,6 @@
+"""The experiments of Tang et al. 2019 (M3), one file each; `upnext reproduce NAME` runs them."""
+
+EXPERIMENTS = {
+    "temporal_range": "M3, Tables 2, 4, 5 and 6: mixtures of temporal ranges beside single ranges; gates",
+}
+"""Name of each experiment, and of its module, with what it shows."""

@@ -1,0 +1,73 @@
+"""The models that `temporal_range` compares, with the paper's figures for them."""
+
+from typing import Any
+
+from benchmarks.sequences import Variant, sizes
+from models.context_features import ContextFeature, Use
+from models.m3 import PRESETS, Encoder, Gate
+from models.range_encoders import Short
+
+MIXTURES = ("M3R-TSL", "M3C-TSL")
+TABLE_5 = {letters: f"M3R-{letters}" for letters in ("T", "S", "L", "TS", "TL", "SL", "TSL")}
+"""Encoders -> the variant of table 5; M3R-TSL is M3R itself."""
+
+_LETTERS = {"T": Encoder.TINY, "S": Encoder.SHORT, "L": Encoder.LONG}
+_PAPER_5 = {
+    "T": (0.0269, 0.1406),
+    "S": (0.0363, 0.1673),
+    "L": (0.0266, 0.1359),
+    "TS": (0.0412, 0.1700),
+    "TL": (0.0293, 0.1485),
+    "SL": (0.0403, 0.1702),
+    "TSL": (0.0421, 0.1743),
+}
+_CONTEXT = tuple(
+    ContextFeature(name=name, pre=Use.CONCATENATE, post=Use.CONCATENATE) for name in ("page", "device")
+) + (ContextFeature(name="time_delta", pre=Use.CONCATENATE),)
+
+
+def _m3(full: bool, **changes: Any) -> dict[str, Any]:
+    """M3R with the experiment's widths and context."""
+    width = sizes(full)["dimension"]
+    config = PRESETS["youtube_m3r"].model_copy(update={"context": _CONTEXT, **changes})
+    widths = {
+        "input_widths": [width],
+        "encoder_dimension": width,
+        "output_widths": [width],
+        "embedding_dimension": width,
+    }
+    return {**config.model_dump(mode="json"), **sizes(full), **widths}
+
+
+def _told(movielens: float, youtube: float) -> dict[str, float]:
+    return {"MovieLens 20M": movielens, "YouTube": youtube}
+
+
+def subsets(full: bool) -> list[Variant]:
+    """Table 5: subsets of the encoders."""
+    return [
+        Variant(name, _m3(full, encoders=tuple(_LETTERS[letter] for letter in letters)), _told(*_PAPER_5[letters]))
+        for letters, name in TABLE_5.items()
+    ]
+
+
+def gates(full: bool) -> list[Variant]:
+    """Table 6: what the gates depend on; the paper's MovieLens has no context."""
+    return [
+        Variant("M3R, gates fixed", _m3(full, gate=Gate.FIXED), _told(0.0413, 0.1715)),
+        Variant("M3R, bottom-switch", _m3(full, gate=Gate.BOTTOM), _told(0.0421, 0.1734)),
+        Variant("M3R-TSL", _m3(full), {"YouTube": 0.1743}),
+    ]
+
+
+def baselines(full: bool) -> list[Variant]:
+    """Tables 2 and 4: the mixtures beside models of one range, all with the same context."""
+    width = sizes(full)["dimension"]
+    context = [feature.model_dump(mode="json") for feature in _CONTEXT]
+    recurrent = {"kind": "latent_cross", **sizes(full), "units": width, "context": context}
+    return [
+        Variant("Context-FMC", _m3(full, encoders=(Encoder.TINY,), gate=Gate.FIXED), _told(0.0317, 0.1240)),
+        Variant("Context-GRU", {**recurrent, "output_widths": [width]}, _told(0.0343, 0.1503)),
+        Variant("M3C-TSL", _m3(full, short=Short.CONVOLUTION), _told(0.0379, 0.1654)),
+        Variant("M3R-TSL", _m3(full), _told(0.0421, 0.1743)),
+    ]

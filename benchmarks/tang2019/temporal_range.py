@@ -1,0 +1,126 @@
+"""Tables 2, 4, 5 and 6 of Tang et al. 2019: a mixture of tiny, short and long range encoders beside single ranges.
+
+- Tables 2 and 4: M3R and M3C beside the baselines that have one range.
+- Table 5: every subset of the encoders {T, S, L}.
+- Table 6: gates fixed at 1, on the last event (bottom-switch), on the context (contextual-switch).
+
+Worlds: the simulator, where the last watch tells of the next one (episodes, related videos), recent watches of what a
+user is into just now, and the whole history of stable tastes; and `one_range`, where only stable tastes are left.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from matplotlib.figure import Figure as Plot
+
+from benchmarks.experiments import Claim, Request, Scale, claim, configuration, mean_of_seeds, prepare
+from benchmarks.generators import MAP, HeldOutWatches
+from benchmarks.report import Cell, ResultTable, new_plot, publish_result
+from benchmarks.sequences import METRICS, Judged, judge, platform_settings
+from benchmarks.tang2019.range_models import MIXTURES, TABLE_5, baselines, gates, subsets
+from pipeline.evaluation.bootstrap import paired_difference
+
+OFF = "one_range"
+WORLDS: dict[str, dict[str, Any]] = {
+    "ranges": {},
+    OFF: dict.fromkeys(("series", "related", "short_term_taste", "rewatch"), 0.0),
+}
+
+Found = Mapping[str, Mapping[str, Judged]]
+"""World -> variant -> what it came to."""
+
+
+def reproduce(request: Request) -> None:
+    """Publishes `temporal_range`."""
+    full = request.scale == Scale.FULL
+    groups = {"Tables 2 and 4": baselines(full), "Table 5": subsets(full), "Table 6": gates(full)}
+    found: dict[str, dict[str, Judged]] = {}
+    notes = []
+    for world, switches in WORLDS.items():
+        run = prepare(request, world, configuration(request, platform_settings(full), switches))
+        held_out = HeldOutWatches(run)
+        variants = {variant.name: variant for group in groups.values() for variant in group}
+        found[world] = {name: judge(request, run, held_out, v, request.seeds) for name, v in variants.items()}
+        users = len(set(held_out.targets.users.tolist()))
+        notes.append(f"{world}: {users:,} users, {len(held_out.targets):,} next watches.")
+    names = {title: [variant.name for variant in group] for title, group in groups.items()}
+    claims = [made for world in found for made in claims_of(world, found[world], names["Tables 2 and 4"])]
+    papers = {variant.name: variant.paper for group in groups.values() for variant in group}
+    publish_result(
+        request.output,
+        request.result_name,
+        [
+            table(f"{title}, world `{world}`", found[world], group, papers, notes)
+            for world in found
+            for title, group in names.items()
+        ],
+        plot(found),
+        {
+            "command": request.command,
+            "summary": [made.sentence() for made in claims],
+            "trainings of each variant": len(request.seeds),
+            "settings": run.config.model_dump(mode="json", include={"source", "split", "sequence_examples"}),
+            "worlds": WORLDS,
+        },
+        request.console,
+    )
+
+
+def claims_of(world: str, judged: Mapping[str, Judged], compared: list[str]) -> list[Claim]:
+    """Mixtures are above every single range; each pair of encoders above its members; all three above the pairs."""
+    off = world == OFF
+    single = [name for name in compared if name not in MIXTURES]
+    best = max(single, key=lambda name: mean_of_seeds(judged[name].measured[MAP]).value)
+    pairs = [(mixture, best) for mixture in MIXTURES]
+    ranges = {letters: name for letters, name in TABLE_5.items() if len(letters) == 1}
+    strongest = max(ranges.values(), key=lambda name: mean_of_seeds(judged[name].measured[MAP]).value)
+    pairs += [(ranges["S"], other) for other in ranges.values() if other != ranges["S"]]
+    for letters, name in TABLE_5.items():
+        if len(letters) == 2:
+            pairs += [(name, ranges[letter]) for letter in letters]
+            pairs.append((TABLE_5["TSL"], name))
+    pairs.append((TABLE_5["TSL"], strongest))
+    return [_claim(world, judged, above, below, off) for above, below in dict.fromkeys(pairs)]
+
+
+def _claim(world: str, judged: Mapping[str, Judged], above: str, below: str, off: bool) -> Claim:
+    first, second = judged[above].measured[MAP], judged[below].measured[MAP]
+    relative = mean_of_seeds(first).value / mean_of_seeds(second).value - 1
+    return claim(f"{world}: {above} over {below}, {MAP} {relative:+.1%}", first, second, 1, off)
+
+
+def table(
+    title: str,
+    judged: Mapping[str, Judged],
+    names: list[str],
+    papers: Mapping[str, Mapping[str, float]],
+    notes: list[str],
+) -> ResultTable:
+    """Every variant's metrics, and how far it is from the mixture of all three."""
+    base = mean_of_seeds(judged[TABLE_5["TSL"]].measured[MAP])
+    rows: list[list[Cell]] = []
+    for name in names:
+        figures: list[Cell] = [mean_of_seeds(judged[name].measured[metric]).figure for metric in METRICS]
+        mean = mean_of_seeds(judged[name].measured[MAP])
+        rows.append([name, *figures, paired_difference(mean, base), *_paper(papers[name]), judged[name].parameters])
+    columns = ["model", *METRICS, f"{MAP} over M3R", "paper, MovieLens 20M", "paper, YouTube", "parameters"]
+    below = [*notes, "Intervals: 95%, over users and trainings. The paper's columns are its MAP@20."]
+    return ResultTable(title, columns, rows, below, "Tang et al. 2019", 4)
+
+
+def _paper(figures: Mapping[str, float]) -> list[Cell]:
+    return [figures.get("MovieLens 20M"), figures.get("YouTube")]
+
+
+def plot(found: Found) -> Plot:
+    """MAP of every variant with its interval, a panel for each world."""
+    canvas = new_plot(6.0 * len(found), 4.6)
+    for axes, (world, judged) in zip(canvas.subplots(1, len(found), sharey=True), found.items(), strict=True):
+        figures = [mean_of_seeds(each.measured[MAP]).figure for each in judged.values()]
+        errors = [[f.value - f.low for f in figures], [f.high - f.value for f in figures]]
+        axes.errorbar(range(len(figures)), [f.value for f in figures], yerr=errors, fmt="o", capsize=3)
+        axes.set_xticks(range(len(figures)), list(judged), rotation=60, ha="right")
+        axes.set_title(world.replace("_", " "))
+        axes.set_ylabel(MAP)
+        axes.set_ylim(bottom=0)
+    return canvas

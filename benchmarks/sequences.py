@@ -45,8 +45,8 @@ def platform_settings(full: bool) -> dict[str, Any]:
     scale = {"users": 1500, "videos": 800, "uploaders": 80, "days": 28, "steps_per_user": 100.0}
     training = {
         "epochs": 15 if full else 1,
-        "batch_size": 32,
-        "learning_rate": 0.003,
+        "batch_size": 64,
+        "learning_rate": 0.006,
         "patience": 2,
         "refit": False,
         "checkpoints": False,

@@ -7,7 +7,9 @@
 - Figure 4: the production model with all its context concatenated, with crosses on top of that, and without context.
 
 Worlds: the simulator, whose pages and devices multiply users' tastes, twice as strongly as its default; and
-`no_context`, where they do not and watch-next pages show nothing related: there context tells nothing that multiplies.
+`no_context`, where neither page, device, hour nor the time between watches tells anything of what is watched: pages and
+devices change no taste and prefer no duration, watch-next pages show nothing related, and nobody is into a topic for
+a while.
 """
 
 from typing import Any
@@ -21,8 +23,11 @@ from benchmarks.report import Cell, ResultTable, new_plot, publish_result
 from benchmarks.sequences import METRICS, Judged, judge, platform_settings
 from pipeline.evaluation.bootstrap import paired_difference
 
-WORLDS: dict[str, dict[str, Any]] = {"context": {"context": 2.0}, "no_context": {"context": 0.0, "related": 0.0}}
 OFF = "no_context"
+WORLDS: dict[str, dict[str, Any]] = {
+    "context": {"context": 2.0},
+    OFF: dict.fromkeys(("context", "duration_fit", "related", "short_term_taste", "time_of_day"), 0.0),
+}
 
 Found = dict[str, dict[str, dict[str, Judged]]]
 """World -> comparison -> variant -> what it came to."""

@@ -21,9 +21,11 @@ _PAPER_5 = {
     "SL": (0.0403, 0.1702),
     "TSL": (0.0421, 0.1743),
 }
-_CONTEXT = tuple(
-    ContextFeature(name=name, pre=Use.CONCATENATE, post=Use.CONCATENATE) for name in ("page", "device")
-) + (ContextFeature(name="time_delta", pre=Use.CONCATENATE),)
+_CONTEXT = (
+    ContextFeature(name="page", pre=Use.CONCATENATE, post=Use.CONCATENATE),
+    ContextFeature(name="device", pre=Use.CONCATENATE, post=Use.CONCATENATE),
+    ContextFeature(name="time_delta", pre=Use.CONCATENATE),
+)
 
 
 def _m3(full: bool, **changes: Any) -> dict[str, Any]:
@@ -56,7 +58,7 @@ def gates(full: bool) -> list[Variant]:
     return [
         Variant("M3R, gates fixed", _m3(full, gate=Gate.FIXED), _told(0.0413, 0.1715)),
         Variant("M3R, bottom-switch", _m3(full, gate=Gate.BOTTOM), _told(0.0421, 0.1734)),
-        Variant("M3R-TSL", _m3(full), {"YouTube": 0.1743}),
+        Variant("M3R-TSL", _m3(full), _told(0.0421, 0.1743)),
     ]
 
 

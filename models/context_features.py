@@ -147,7 +147,7 @@ def context_columns(
         raise ConfigError(f"context features named more than once: {', '.join(repeated)}; give each one entry")
     found, left_out = [], []
     for feature in wanted:
-        absent = [source for source in _sources(feature) if source not in spec]
+        absent = [source for source in _needed(feature) if source not in spec]
         if not absent:
             found.append(_column(feature, spec, vocabulary_sizes))
         elif skip_absent:
@@ -160,16 +160,23 @@ def context_columns(
     return tuple(found), tuple(left_out)
 
 
-def _sources(feature: ContextFeature) -> tuple[str, ...]:
-    """The features of the specification that one context feature is made of."""
-    special = {
-        TIME_DELTA: (SECONDS_TO_NEXT,),
-        WATCH_TIME: (WATCHED_TIME,),
-        WATCH_AGE: (SECONDS_TO_NEXT, EXAMPLE_AGE),
-        UPLOADER: (WATCHED_UPLOADERS,),
-    }
+_SOURCES = {
+    TIME_DELTA: (SECONDS_TO_NEXT,),
+    WATCH_TIME: (WATCHED_TIME,),
+    WATCH_AGE: (SECONDS_TO_NEXT, EXAMPLE_AGE),
+    UPLOADER: (WATCHED_UPLOADERS,),
+}
+
+
+def _needed(feature: ContextFeature) -> tuple[str, ...]:
+    """The features of the specification that a context feature cannot do without."""
     with_watch = f"watched_{feature.name}"
-    return special.get(feature.name, (with_watch, feature.name) if feature.post != Use.NONE else (with_watch,))
+    return _SOURCES.get(feature.name, (with_watch, feature.name) if feature.post != Use.NONE else (with_watch,))
+
+
+def context_sources(name: str, spec: FeatureSpec) -> tuple[str, ...]:
+    """The features of the specification that the context feature of that name is made of."""
+    return tuple(source for source in _SOURCES.get(name, (f"watched_{name}", name)) if source in spec)
 
 
 def _column(feature: ContextFeature, spec: FeatureSpec, vocabulary_sizes: Mapping[str, int]) -> ContextColumn:

@@ -12,6 +12,7 @@ from features.artifacts import is_published, publish
 from features.example_reader import ExampleSet
 from features.history import Derivation
 from features.splits import Part
+from models.sequence_generator import SequenceGenerator
 from pipeline.evaluation.baselines.interactions import RetrievalExamples
 from pipeline.evaluation.baselines.training_watches import read_training_watches
 from pipeline.evaluation.best_possible import best_possible_ranking, best_possible_retrieval, share_of_best
@@ -37,10 +38,11 @@ from pipeline.evaluation.retrieval_baselines import ALS, EASE, ITEM_KNN, Baselin
 from pipeline.evaluation.retrieval_metrics import UNWATCHED, Scorer, evaluate_retrieval
 from pipeline.evaluation.tree_features import read_ranking_data
 from pipeline.input_pipeline import ExampleColumns
+from pipeline.insight import Insight, insight_of
 from pipeline.model_folder import load_candidate_generator, load_ranker
 from pipeline.model_stages import RANKER_FOLDER, generator_folder
 from pipeline.ranking_validation import predictions
-from pipeline.run import GENERATOR, RANKER, Run
+from pipeline.run import GENERATOR, RANKER, SEQUENCES, Run
 from pipeline.sources.truth import Truth
 from pipeline.vectors import catalogue_vectors, query_vectors, scorer
 
@@ -70,6 +72,7 @@ class Findings:
 def evaluate(run: Run) -> None:
     """Publishes `reports/evaluation`: figures as JSON, calibration plots; prints the tables."""
     findings = {"retrieval": evaluate_generators(run)}
+    insights = look_into_generators(run)
     if run.has_ranker:
         findings["ranking"] = evaluate_ranker(run)
     with publish(run.folder / REPORT, {"kind": "report"}) as folder:
@@ -77,9 +80,28 @@ def evaluate(run: Run) -> None:
             write_json(folder / f"{name}.json", {"methods": found.methods, **found.json})
             if found.calibrations:
                 plot_calibration(found.calibrations, folder / f"{name}_calibration.png")
-    for found in findings.values():
-        for view in found.views:
-            run.console.print(view)
+        for insight in insights:
+            insight.write(folder)
+    views = [view for found in findings.values() for view in found.views]
+    for view in [*views, *(view for insight in insights for view in insight.views())]:
+        run.console.print(view)
+
+
+def look_into_generators(run: Run) -> list[Insight]:
+    """What the generators of sequences have learned."""
+    names = [name for name in run.config.generators if run.features_of_generator(name) == SEQUENCES]
+    if not names:
+        return []
+    catalogue = run.encoder.catalogue
+    columns_of_rows = np.arange(np.count_nonzero(catalogue["video"].to_numpy()) + 1) - 1
+    table = ExampleSet(run.examples(GENERATOR)).read(Part.TEST)
+    targets = RetrievalExamples.from_table(table, columns_of_rows, len(catalogue)).targets
+    found = []
+    for name in names:
+        generator = load_candidate_generator(run.folder / generator_folder(name))
+        if isinstance(generator, SequenceGenerator):
+            found.append(insight_of(run, name, generator, targets))
+    return found
 
 
 def evaluate_generators(run: Run) -> Findings:

@@ -1,0 +1,227 @@
+"""What a trained generator of sequences has learned: dependence over distance, gates, and what each context is worth.
+
+- Temporal dependence (Tang et al. 2019, section 3.1, figure 1): Dep_L = tr Cov(Q_{e_N}, Q_{e_{N - L}}), with Q the
+  generator's vectors of the last watch of a history and of the one L watches before it.
+- Gates of M3 (section 5.5, figure 5), averaged by page, by device and by length of the history.
+- The worth of a context feature: the metric without it, its values being missing in the model as it was trained.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+from rich.table import Table
+
+from features.example_reader import ExampleSet
+from features.spec import Feature, Kind
+from features.splits import Part
+from models.context_features import context_sources
+from models.m3 import M3
+from models.sequence_generator import SequenceGenerator
+from models.sequence_steps import WATCH_COUNT, WATCHED_VIDEOS
+from pipeline.evaluation.figures import Difference
+from pipeline.input_pipeline import Arrays, ExampleColumns
+from pipeline.retrieval_validation import class_vectors, serving_features
+
+LENGTHS = (1, 10, 30, 100)
+"""Histories are told apart by these least lengths."""
+
+
+@dataclass(frozen=True)
+class Dependence:
+    """Dep_L.
+
+    Args:
+      lags: int64 `[n]`, L.
+      traces: float64 `[n]`.
+      pairs: int64 `[n]`, histories with two watches L apart, both in the vocabulary.
+    """
+
+    lags: np.ndarray
+    traces: np.ndarray
+    pairs: np.ndarray
+
+
+def temporal_dependence(histories: np.ndarray, lengths: np.ndarray, vectors: np.ndarray) -> Dependence:
+    """Trace of the covariance between the vectors of the last watch and of the one L before it.
+
+    Args:
+      histories: int32 `[n, longest]` rows of the watches, oldest first, padded on the right.
+      lengths: int64 `[n]`.
+      vectors: float32 `[classes + 1, d]` by row; row 0 is not looked at.
+
+    Returns:
+      L from 1 to the longest distance that at least two histories have.
+    """
+    last = histories[np.arange(len(histories)), np.maximum(lengths - 1, 0)]
+    lags, traces, pairs = [], [], []
+    for lag in range(1, histories.shape[1]):
+        reaching = np.flatnonzero(lengths > lag)
+        earlier = histories[reaching, lengths[reaching] - 1 - lag]
+        known = (earlier > 0) & (last[reaching] > 0)
+        if np.count_nonzero(known) < 2:
+            break
+        newer, older = vectors[last[reaching][known]].astype(np.float64), vectors[earlier[known]].astype(np.float64)
+        centred = (newer - newer.mean(axis=0)) * (older - older.mean(axis=0))
+        lags.append(lag)
+        traces.append(float(centred.sum() / len(newer)))
+        pairs.append(len(newer))
+    return Dependence(np.array(lags, np.int64), np.array(traces), np.array(pairs, np.int64))
+
+
+@dataclass(frozen=True)
+class GateMeans:
+    """Mean gates of one group of requests: encoder -> value, over `requests` of them."""
+
+    grouped_by: str
+    group: str
+    requests: int
+    gates: Mapping[str, float]
+
+
+def gate_means(model: M3, columns: ExampleColumns, names: Mapping[str, Sequence[str]]) -> list[GateMeans]:
+    """M3's gates by context and by length of the history.
+
+    Args:
+      model: a trained mixture.
+      columns: examples of a part.
+      names: request feature, such as `page` -> its ids in the order of their rows from 1.
+    """
+    gates: list[np.ndarray] = []
+    groups: dict[str, list[np.ndarray]] = {name: [] for name in (*names, WATCH_COUNT)}
+    for batch in columns.ordered(4096):
+        gates.append(model.gate_values(serving_features(model, batch)).numpy())
+        for name, values in groups.items():
+            values.append(batch[name])
+    stacked = np.concatenate(gates)
+    found = [_mean(model, stacked, "all", "all", np.ones(len(stacked), bool))]
+    for name, ids in names.items():
+        rows = np.concatenate(groups[name])
+        for row, value in enumerate(["(other)", *ids]):
+            if np.any(rows == row):
+                found.append(_mean(model, stacked, name, value, rows == row))
+    counts = np.concatenate(groups[WATCH_COUNT])
+    for low, high in zip(LENGTHS, (*LENGTHS[1:], np.inf), strict=True):
+        inside = (counts >= low) & (counts < high)
+        if inside.any():
+            told = f"{low} or more" if high == np.inf else f"{low} to {high - 1}"
+            found.append(_mean(model, stacked, "watches before", told, inside))
+    return found
+
+
+def _mean(model: M3, gates: np.ndarray, grouped_by: str, group: str, chosen: np.ndarray) -> GateMeans:
+    means = gates[chosen].mean(axis=0)
+    told = {str(encoder): float(mean) for encoder, mean in zip(model.config.encoders, means, strict=True)}
+    return GateMeans(grouped_by, group, int(np.count_nonzero(chosen)), told)
+
+
+def without_context(model: SequenceGenerator, name: str, features: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    """A batch in which a context feature is missing everywhere: rows 0, numbers NaN.
+
+    Args:
+      model: whose configuration has the feature.
+      name: of the context feature.
+      features: the model's query features.
+    """
+    changed = dict(features)
+    for source in context_sources(name, model.spec):
+        changed[source] = _missing(model.spec[source], features[source])
+    return changed
+
+
+def _missing(feature: Feature, values: tf.Tensor) -> tf.Tensor:
+    if feature.kind == Kind.CATEGORICAL:
+        return tf.zeros_like(values)
+    return tf.fill(tf.shape(values), np.float32(np.nan))
+
+
+def queries_without(model: SequenceGenerator, name: str, columns: ExampleColumns) -> np.ndarray:
+    """float32 `[rows, d]` query vectors of examples in which a context feature is missing."""
+    parts = []
+    for batch in columns.ordered(4096):
+        features = without_context(model, name, serving_features(model, batch))
+        parts.append(model.query_embeddings(features).numpy())
+    return np.concatenate(parts)
+
+
+def last_histories(examples: ExampleSet, part: Part) -> tuple[np.ndarray, np.ndarray]:
+    """The histories of a part's last example of each user: rows `[users, longest]` and lengths `[users]`."""
+    columns = ExampleColumns(examples, (part,), ())
+    batches: list[Arrays] = list(columns.ordered(1 << 16))
+    rows = np.concatenate([batch[WATCHED_VIDEOS] for batch in batches])
+    counts = np.concatenate([batch[WATCH_COUNT] for batch in batches])
+    users = examples.read(part, ["user_id"])["user_id"].combine_chunks().dictionary_encode().indices.to_numpy()
+    last = np.unique(users[::-1], return_index=True)[1]
+    chosen = len(users) - 1 - last
+    return rows[chosen], np.minimum(counts[chosen], rows.shape[1]).astype(np.int64)
+
+
+def vectors_by_row(model: SequenceGenerator) -> np.ndarray:
+    """float32 `[classes + 1, d]`: the generator's video vectors, row 0 zero."""
+    vectors = class_vectors(model).numpy()
+    return np.concatenate([np.zeros_like(vectors[:1]), vectors])
+
+
+def gates_table(means: Sequence[GateMeans], title: str) -> Table:
+    """One row per group of requests."""
+    encoders = list(means[0].gates)
+    view = Table(title=title, title_justify="left")
+    for column in ("by", "group"):
+        view.add_column(column)
+    for column in ("requests", *encoders):
+        view.add_column(column, justify="right")
+    for mean in means:
+        gates = (f"{mean.gates[encoder]:.3f}" for encoder in encoders)
+        view.add_row(mean.grouped_by, mean.group, f"{mean.requests:,}", *gates)
+    return view
+
+
+def worth_table(worth: Mapping[str, Sequence[Difference]], names: Sequence[str], title: str) -> Table:
+    """What each metric loses where a context feature is missing: one row per feature."""
+    view = Table(title=title, title_justify="left")
+    view.add_column("context")
+    for name in names:
+        view.add_column(name, justify="right")
+    for feature, differences in worth.items():
+        by_name = {difference.name: difference for difference in differences}
+        cells = [f"{d.value:+.4f} [{d.low:+.4f}, {d.high:+.4f}]" for d in (by_name[name] for name in names)]
+        view.add_row(feature, *cells)
+    return view
+
+
+def plot_dependence(dependences: Mapping[str, Dependence], path: Path) -> None:
+    """Dep_L over L for each generator, relative to L = 1; format by suffix."""
+    axes, save = _canvas(path)
+    for name, found in dependences.items():
+        if len(found.lags):
+            axes.plot(found.lags, found.traces / abs(found.traces[0] or 1.0), label=name)
+    axes.axhline(0, color="grey", linewidth=0.5)
+    axes.set_xlabel("L, watches before the last")
+    axes.set_ylabel("tr Cov(Q(last), Q(L before)), relative to L = 1")
+    axes.legend()
+    save()
+
+
+def plot_gates(means: Sequence[GateMeans], path: Path) -> None:
+    """Mean gates of every group as bars; format by suffix."""
+    axes, save = _canvas(path)
+    groups = [f"{mean.grouped_by}: {mean.group}" for mean in means]
+    encoders = list(means[0].gates)
+    for place, encoder in enumerate(encoders):
+        x = np.arange(len(groups)) + 0.8 * (place + 0.5) / len(encoders) - 0.4
+        axes.bar(x, [mean.gates[encoder] for mean in means], 0.8 / len(encoders), label=encoder)
+    axes.set_xticks(range(len(groups)), groups, rotation=60, ha="right")
+    axes.set_ylabel("mean gate")
+    axes.legend()
+    save()
+
+
+def _canvas(path: Path) -> tuple:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure as Canvas
+
+    canvas = Canvas(figsize=(7.0, 4.5), layout="constrained")
+    FigureCanvasAgg(canvas)
+    return canvas.subplots(), lambda: canvas.savefig(path)

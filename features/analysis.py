@@ -125,7 +125,7 @@ def training_part(table: tuple[str, pa.Table], split: Split) -> tuple[str, tuple
     if name in _EVENT_TABLES:
         kept = split.fits(_time_us(batch["timestamp"]), batch["user_id"].combine_chunks())
     elif name == "users":
-        kept = ~split.is_test_user(batch["user_id"].combine_chunks())
+        kept = split.is_training_user(batch["user_id"].combine_chunks(), with_validation=split.refit)
     elif "upload_time" in batch.column_names:
         kept = _time_us(batch["upload_time"]) < split.fit_end_us
     else:

@@ -47,6 +47,13 @@ class LabelChoice(StrEnum):
     RANDOM_HOLD_OUT = "random_hold_out"  # Figure 5a: other watches of the training part, before and after the label
 
 
+class EvaluationChoice(StrEnum):
+    """Which validation and test labels of a user are taken, where there are too many."""
+
+    DRAWN = "drawn"
+    LAST = "last"
+
+
 class CandidateExamplesConfig(Settings):
     """Which watches become candidate-generation examples."""
 
@@ -56,6 +63,10 @@ class CandidateExamplesConfig(Settings):
     """Training labels of a user at most, chosen by a seeded hash; all users weigh the same."""
     evaluation_labels_per_user: int | None = Field(default=16, ge=1)
     """Validation and test labels of a user at most; None: all."""
+    evaluation_choice: EvaluationChoice = EvaluationChoice.DRAWN
+    """Which of them, where there are more: `drawn` by the seeded hash, or the `last` of each part."""
+    evaluation_min_watches: int = Field(default=1, ge=1)
+    """Users with fewer watches in the log have no validation and no test label."""
     seed: int = Field(default=0, ge=0)
     """Of the choice of labels (and of watches, in the random hold-out)."""
 
@@ -89,8 +100,7 @@ def candidate_labels(shard: Shard, split: Split, encoder: Encoder, config: Candi
     """
     rows = shard.events["watches"]
     user = rows.user
-    held_out = split.is_test_user(shard.user_ids)[user]
-    part = split.part_of_held_out(rows.time_us, held_out)
+    part = split.part_of_group(rows.time_us, split.groups(shard.user_ids)[user])
     label = encoder.videos.rows["video"][encoder.positions(rows.table["video_id"].combine_chunks())]
     completed = np.ones(len(user), bool)
     if "completed" in rows.table.column_names:
@@ -105,16 +115,26 @@ def candidate_labels(shard: Shard, split: Split, encoder: Encoder, config: Candi
         ("not_completed", ~completed),
         ("in_no_part_of_the_split", part == Part.NONE),
         ("training_label_out_of_vocabulary", (part == Part.TRAIN) & (label == 0)),
+        (
+            "user_with_too_few_watches",
+            (part != Part.TRAIN) & (np.diff(rows.offsets)[user] < config.evaluation_min_watches),
+        ),
     ):
         if count := int((kept & drop).sum()):
             left_out[reason] = count
         kept &= ~drop
     row = np.flatnonzero(kept)
-    chosen = row[_chosen(user[row], part[row], combine(identity[row], np.asarray(config.seed)), config)]
+    draw = combine(identity[row], np.asarray(config.seed))
+    if config.evaluation_choice == EvaluationChoice.LAST:  # rows of a user ascend in time
+        draw = np.where(part[row] == Part.TRAIN, draw, np.uint64(len(user)) - row.astype(np.uint64))
+    chosen = row[_chosen(user[row], part[row], draw, config)]
     if count := len(row) - len(chosen):
         left_out["beyond_the_labels_per_user"] = count
-    trained = rows.time_us[~held_out & (rows.time_us != ORDER_ONLY)]
-    last_us = tuple(_latest(trained, end) for end in (split.validation_start_us, split.t0_us))
+    timed = rows.time_us != ORDER_ONLY
+    last_us = [
+        _latest(rows.time_us[timed & split.is_training_user(shard.user_ids, with_validation)[user]], end_us)
+        for with_validation, end_us in ((False, split.validation_start_us), (True, split.t0_us))
+    ]
     return CandidateLabels(chosen, part[chosen], label[chosen], identity, (last_us[0], last_us[1]), left_out)
 
 

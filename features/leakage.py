@@ -169,7 +169,7 @@ def check_t_max(stored: ExampleSet, shards: Path) -> None:
         rows = read_rows(shards, "watches", shard, wanted)
         if rows is not None and len(rows):
             time_us = times_us(rows)
-            trains = (time_us < split.validation_start_us) & ~split.is_test_user(rows["user_id"].combine_chunks())
+            trains = (time_us < split.validation_start_us) & split.is_training_user(rows["user_id"].combine_chunks())
             latest = max(latest, int(time_us[trains].max(initial=ORDER_ONLY)))
     if stored.manifest["t_max_us"] != latest:
         raise LeakageError(

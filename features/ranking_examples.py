@@ -98,7 +98,7 @@ def ranking_labels(shard: Shard, split: Split, config: RankingExamplesConfig) ->
     if config.missing_watch_time_s is not None:
         watch_time_s = np.where(np.isnan(watch_time_s), np.float32(config.missing_watch_time_s), watch_time_s)
     watch_time_s = np.where(clicked == 1, watch_time_s, np.float32(0))
-    part = split.part_of_held_out(rows.time_us, split.is_test_user(shard.user_ids)[rows.user])
+    part = split.part_of_group(rows.time_us, split.groups(shard.user_ids)[rows.user])
     left_out = {"told_twice": rows.told_twice} if rows.told_twice else {}
     kept = np.ones(len(part), bool)
     for reason, drop in (

@@ -1,7 +1,8 @@
 """Splits: which part of an example set a label belongs to, by its time and by its user.
 
 In time: training labels before t0, a gap, test labels after it; validation labels are carved from the end of training.
-By users: the test users, chosen by a seeded hash, are held out of training and validation altogether.
+By users: the test users, chosen by a seeded hash, are held out of training and validation altogether; with validation
+users, these are held out of training, and validation labels are theirs in place of those at the end of training.
 """
 
 from dataclasses import asdict, dataclass
@@ -56,8 +57,10 @@ class SplitConfig(Settings):
     """Hours at the start of the validation days whose labels belong to no part."""
     test_user_share: float = Field(default=0.0, ge=0, lt=1)
     """Share of users held out of training (0.1 for 90/10), the only ones then tested; 0: all users in all parts."""
+    validation_user_share: float = Field(default=0.0, ge=0, lt=1)
+    """Share of users whose labels are validation (0.1 for 80/10/10), in place of `validation_days`; 0: by time."""
     seed: int = Field(default=0, ge=0)
-    """Of the choice of test users."""
+    """Of the choice of test and validation users."""
     refit: bool = True
     """Whether the final model is trained on training and validation together; vocabularies then end at t0."""
 
@@ -65,6 +68,8 @@ class SplitConfig(Settings):
     def _splits_something(self) -> "SplitConfig":
         if self.t0 is None and self.test_days is None and self.test_user_share == 0:
             raise ValueError("expected t0, test_days or test_user_share, found none: nothing would be tested")
+        if self.test_user_share + self.validation_user_share >= 1:
+            raise ValueError("test_user_share and validation_user_share leave no user for training; lower them")
         return self
 
     @property
@@ -84,6 +89,7 @@ class Split:
       test_user_share, seed: the held-out users.
       refit: see `SplitConfig.refit`.
       utc_offset_s: local time, seconds east of UTC.
+      validation_user_share: the users whose labels are validation; 0: validation is by time.
     """
 
     validation_start_us: int
@@ -94,6 +100,7 @@ class Split:
     seed: int
     refit: bool
     utc_offset_s: float = 0.0
+    validation_user_share: float = 0.0
 
     @property
     def fit_end_us(self) -> int:
@@ -101,11 +108,24 @@ class Split:
         return self.t0_us if self.refit else self.validation_start_us
 
     def is_test_user(self, user_ids: pa.Array) -> np.ndarray:
-        """bool `[n]`: held out of training."""
-        if self.test_user_share == 0:
-            return np.zeros(len(user_ids), bool)
-        hashes = combine(hash_strings(user_ids), np.asarray(self.seed))
-        return shares(hashes) < self.test_user_share
+        """bool `[n]`: held out of training and validation."""
+        return self._shares(user_ids) < self.test_user_share
+
+    def is_validation_user(self, user_ids: pa.Array) -> np.ndarray:
+        """bool `[n]`: held out of training, for validation."""
+        drawn = self._shares(user_ids)
+        return (drawn >= self.test_user_share) & (drawn < self.test_user_share + self.validation_user_share)
+
+    def is_training_user(self, user_ids: pa.Array, with_validation: bool = False) -> np.ndarray:
+        """bool `[n]`: users who are trained on; with the validation users, as the final training is."""
+        drawn = self._shares(user_ids)
+        return drawn >= self.test_user_share + (0.0 if with_validation else self.validation_user_share)
+
+    def _shares(self, user_ids: pa.Array) -> np.ndarray:
+        """float64 `[n]` in [0, 1), the same for a user always; 1 where users are not told apart."""
+        if self.test_user_share == self.validation_user_share == 0:
+            return np.ones(len(user_ids))
+        return shares(combine(hash_strings(user_ids), np.asarray(self.seed)))
 
     def part_of(self, label_time_us: np.ndarray, user_ids: pa.Array) -> np.ndarray:
         """The part of every label.
@@ -117,23 +137,32 @@ class Split:
         Returns:
           int8 `[n]` of `Part`.
         """
-        return self.part_of_held_out(label_time_us, self.is_test_user(user_ids))
+        return self.part_of_group(label_time_us, self.groups(user_ids))
 
-    def part_of_held_out(self, label_time_us: np.ndarray, is_test_user: np.ndarray) -> np.ndarray:
-        """`part_of` where it is known already which rows are of test users, bool `[n]`."""
+    def groups(self, user_ids: pa.Array) -> np.ndarray:
+        """int8 `[n]` of `Part`: whom users are for; without held-out users all are for training, and tested too."""
+        group = np.full(len(user_ids), Part.TRAIN, np.int8)
+        group[self.is_validation_user(user_ids)] = Part.VALIDATION
+        group[self.is_test_user(user_ids)] = Part.TEST
+        return group
+
+    def part_of_group(self, label_time_us: np.ndarray, group: np.ndarray) -> np.ndarray:
+        """`part_of` where the users' `groups` are known already, `[n]`."""
         time_us = label_time_us
         part = np.full(len(time_us), Part.NONE, np.int8)
-        trains = ~is_test_user
+        trains = group == Part.TRAIN
         part[trains & (time_us < self.validation_start_us)] = Part.TRAIN
-        part[trains & (time_us >= self.validation_labels_start_us) & (time_us < self.t0_us)] = Part.VALIDATION
-        tests = is_test_user if self.test_user_share else trains
+        validates = group == Part.VALIDATION if self.validation_user_share else trains
+        start_us = ORDER_ONLY + 1 if self.validation_user_share else self.validation_labels_start_us
+        part[validates & (time_us >= start_us) & (time_us < self.t0_us)] = Part.VALIDATION
+        tests = group == Part.TEST if self.test_user_share else trains
         part[tests & (time_us >= self.test_start_us)] = Part.TEST
         part[time_us == ORDER_ONLY] = Part.NONE
         return part
 
     def fits(self, time_us: np.ndarray, user_ids: pa.Array) -> np.ndarray:
         """bool `[n]`: events that vocabularies and statistics may be fitted on (order-only events are the earliest)."""
-        return (time_us < self.fit_end_us) & ~self.is_test_user(user_ids)
+        return (time_us < self.fit_end_us) & self.is_training_user(user_ids, with_validation=self.refit)
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -155,7 +184,8 @@ def resolve(config: SplitConfig, max_timestamp_us: int) -> Split:
     """
     t0_us = _t0_us(config, max_timestamp_us)
     end_us = max_timestamp_us + 1 if t0_us is None else t0_us
-    validation_start_us = end_us - round(config.validation_days * _DAY_US)
+    days = 0.0 if config.validation_user_share else config.validation_days
+    validation_start_us = end_us - round(days * _DAY_US)
     labels_start_us = min(validation_start_us + round(config.validation_gap_hours * _HOUR_US), end_us)
     test_start_us = ORDER_ONLY + 1 if t0_us is None else t0_us + round(config.gap_hours * _HOUR_US)
     if test_start_us > max_timestamp_us:
@@ -172,6 +202,7 @@ def resolve(config: SplitConfig, max_timestamp_us: int) -> Split:
         config.seed,
         config.refit,
         config.utc_offset_s,
+        config.validation_user_share,
     )
 
 

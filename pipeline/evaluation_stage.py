@@ -181,12 +181,12 @@ def _peers(
         read_training_watches(
             run.tables,
             run.split,
-            end_us,
+            with_validation,
             lambda ids: encoder.positions(ids.combine_chunks()),
             videos,
             with_impressions=bool(shown),
         )
-        for end_us in (run.split.validation_start_us, run.split.t0_us)
+        for with_validation in (False, True)
     )
     peers = config.retrieval_baselines
     if shown:

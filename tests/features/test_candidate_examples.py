@@ -8,6 +8,7 @@ import pytest
 
 from features.candidate_examples import (
     CandidateExamplesConfig,
+    EvaluationChoice,
     LabelChoice,
     LabelTotals,
     candidate_examples,
@@ -109,6 +110,17 @@ def test_labels_are_chosen_by_the_seed_and_by_nothing_else(tmp_path: Path) -> No
     assert len(first) == 6
     assert chosen(0, [*watches[::-1], watch("other", "v1", 3)], "b") == first
     assert chosen(1, watches, "c") != first
+
+
+def test_the_last_labels_of_a_part_can_be_the_ones_judged_of_users_with_enough_watches(tmp_path: Path) -> None:
+    watches = [watch("u", f"v{i % 5}", i / 10) for i in range(20)]
+    watches += [watch("u", f"v{i % 5}", 80 + i / 10) for i in range(6)] + [watch("few", "v1", 81)]
+    config = CandidateExamplesConfig(
+        evaluation_labels_per_user=2, evaluation_choice=EvaluationChoice.LAST, evaluation_min_watches=2
+    )
+    parts, left_out, _ = build(tmp_path, watches, config)
+    assert [row["label_video_id"] for row in parts[Part.TEST].to_pylist()] == ["v4", "v0"]
+    assert left_out["user_with_too_few_watches"] == 1 and left_out["beyond_the_labels_per_user"] == 4 + 4
 
 
 def test_training_labels_are_never_out_of_vocabulary_and_test_labels_may_be(tmp_path: Path) -> None:

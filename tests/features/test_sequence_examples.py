@@ -32,9 +32,7 @@ def build(
     columns = {name: frozenset(rows.column_names) for name, rows in tables.items()}
     spec = default_sequence_features(columns, LISTS).spec
     encoder = encoder_of(tmp_path, tables, SPLIT, {"sequence_generator": spec})
-    job = SequenceExamplesJob(
-        spec, SPLIT, LISTS, CandidateExamplesConfig(), config or SequenceExamplesConfig(stride=2)
-    )
+    job = SequenceExamplesJob(spec, SPLIT, LISTS, CandidateExamplesConfig(), config or SequenceExamplesConfig(stride=2))
     shard = make_shard({"watches": tables["watches"]})
     examples = job.examples(shard, encoder, job.totals(shard, encoder))
     parts: dict[Part, list[dict]] = {part: [] for part in Part}

@@ -94,3 +94,33 @@ def test_a_split_that_tests_nothing_is_refused() -> None:
 def test_a_split_survives_its_manifest() -> None:
     split = resolve(SplitConfig(test_user_share=0.1), T)
     assert Split.from_json(split.as_json()) == split
+
+
+def test_validation_users_are_held_out_of_training_and_join_the_final_training() -> None:
+    config = SplitConfig(test_days=None, test_user_share=0.1, validation_user_share=0.1, seed=3)
+    split = resolve(config, T)
+    users = pa.array([f"u{i}" for i in range(5000)])
+    validation, tested = split.is_validation_user(users), split.is_test_user(users)
+    assert abs(validation.mean() - 0.1) < 0.02 and not (validation & tested).any()
+    found = split.part_of(np.full(5000, T - 300 * DAY), users)
+    assert set(found[validation]) == {Part.VALIDATION}
+    assert set(found[tested]) == {Part.TEST}
+    assert set(found[~validation & ~tested]) == {Part.TRAIN}
+    times = np.full(5000, T - DAY)
+    assert split.fits(times, users).tolist() == (~tested).tolist()  # vocabularies reach as far as the final training
+    alone = resolve(config.model_copy(update={"refit": False}), T)
+    assert alone.fits(times, users).tolist() == (~tested & ~validation).tolist()
+
+
+def test_with_validation_users_no_days_are_carved_from_training() -> None:
+    split = resolve(SplitConfig(test_days=1, gap_hours=0, validation_days=5, validation_user_share=0.5), T + DAY - 1)
+    users = [f"u{i}" for i in range(20)]
+    for user in users:
+        of_user = Part.VALIDATION if split.is_validation_user(pa.array([user]))[0] else Part.TRAIN
+        tested = Part.NONE if of_user == Part.VALIDATION else Part.TEST
+        assert parts(split, T - 1, T, user=user) == [of_user, tested]
+
+
+def test_shares_that_leave_no_user_for_training_are_refused() -> None:
+    with pytest.raises(ValidationError, match="leave no user for training"):
+        SplitConfig(test_user_share=0.5, validation_user_share=0.5)

@@ -53,7 +53,7 @@ def tables(tmp_path):
 
 
 def test_history_comes_first_by_order_then_time_and_the_future_is_left_out(tables):
-    watches = read_training_watches(tables, SPLIT, SPLIT.t0_us, columns_of, 3)
+    watches = read_training_watches(tables, SPLIT, True, columns_of, 3)
     np.testing.assert_array_equal(watches.users, [0, 0, 0, 0, 1])
     np.testing.assert_array_equal(watches.videos, [2, 1, 0, 1, 0])
     np.testing.assert_array_equal(watches.time_known, [False, False, True, True, False])
@@ -61,16 +61,16 @@ def test_history_comes_first_by_order_then_time_and_the_future_is_left_out(table
 
 
 def test_tuning_sees_less(tables):
-    watches = read_training_watches(tables, SPLIT, SPLIT.validation_start_us, columns_of, 3)
+    watches = read_training_watches(tables, SPLIT, False, columns_of, 3)
     np.testing.assert_array_equal(watches.videos, [2, 1, 0, 0])
 
 
 def test_held_out_users_are_left_out(tables):
     everyone = Split(**{**SPLIT.as_json(), "test_user_share": 0.999999})
     with pytest.raises(DataError, match="no training watch"):
-        read_training_watches(tables, everyone, SPLIT.t0_us, columns_of, 3)
+        read_training_watches(tables, everyone, True, columns_of, 3)
 
 
 def test_no_watches_table_is_a_clear_error(tmp_path):
     with pytest.raises(DataError, match="no watches table"):
-        read_training_watches(tmp_path, SPLIT, 1, columns_of, 3)
+        read_training_watches(tmp_path, SPLIT, True, columns_of, 3)

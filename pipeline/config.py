@@ -29,6 +29,7 @@ from pipeline.evaluation.bootstrap import BootstrapConfig
 from pipeline.evaluation.gradient_boosted_trees import TreesConfig
 from pipeline.evaluation.retrieval_baselines import RetrievalBaselinesConfig
 from pipeline.evaluation.retrieval_metrics import RetrievalMetricsConfig
+from pipeline.protocols import with_protocol
 from pipeline.sources.files import FilesConfig
 from pipeline.sources.kuairand import KuaiRandConfig
 from pipeline.sources.movielens import MovieLensConfig
@@ -127,6 +128,9 @@ class RunConfig(Settings):
 
     name: str = Field(default="run", pattern=r"^[A-Za-z0-9_.-]+$", description="names the folder runs/<name>")
     about: About = About()
+    protocol: str | None = Field(
+        default=None, description="label protocol of a paper whose settings stand below these (pipeline/protocols.py)"
+    )
     source: SourceConfig = SimulatorConfig()
     validation: ValidationConfig = ValidationConfig()
     split: SplitConfig = SplitConfig()
@@ -146,6 +150,11 @@ class RunConfig(Settings):
     ranker: RankingConfig | None = Field(default=RankingConfig(), description="null: no ranker is trained")
     export: ExportConfig = ExportConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _on_protocol(cls, value: Any) -> Any:
+        return with_protocol(value) if isinstance(value, Mapping) else value
 
     @model_validator(mode="after")
     def _refit_together(self) -> "RunConfig":

@@ -8,8 +8,9 @@ from pydantic import Field, ValidationError
 
 from features.errors import ConfigError
 from features.settings import Settings
-from pipeline.config import PRESETS, GeneratorConfig
+from pipeline.config import PRESETS, GeneratorConfig, RunConfig
 from pipeline.config_file import read, read_run, write_run
+from pipeline.protocols import PROTOCOLS
 
 
 class Files(Settings):
@@ -109,3 +110,23 @@ def test_a_preset_is_the_papers_model_and_settings_beside_it_replace_its_own() -
 def test_a_generator_that_cannot_be_is_refused(value: dict, message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         GeneratorConfig.model_validate(value)
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_every_protocol_is_a_valid_configuration(name: str) -> None:
+    config = RunConfig.model_validate({"protocol": name})
+    assert config.features.sequence_length == config.features.watch_window >= 20
+    assert config.split.test_user_share == 0.1
+
+
+def test_settings_of_a_configuration_win_over_those_of_its_protocol() -> None:
+    value = {"protocol": "m3_movielens_s", "sequence_examples": {"stride": 5}, "split": {"seed": 4}}
+    config = RunConfig.model_validate(value)
+    assert (config.sequence_examples.stride, config.sequence_examples.max_watches) == (5, 50)
+    assert (config.split.seed, config.split.validation_user_share, config.split.test_days) == (4, 0.1, None)
+    assert config.analysis.of_space("video").min_count == 20
+
+
+def test_an_unknown_protocol_tells_the_nearest() -> None:
+    with pytest.raises(ValidationError, match=r"no protocol 'm3_movilens'; did you mean 'm3_movielens'\?"):
+        RunConfig.model_validate({"protocol": "m3_movilens"})

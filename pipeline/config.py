@@ -23,6 +23,7 @@ from models.co_watch_embeddings import CoWatchConfig
 from models.latent_cross import LatentCrossConfig
 from models.m3 import M3Config
 from models.ranker import RankerConfig
+from models.sequence_baselines import BagOfWatchesConfig, CaserConfig
 from models.sequence_generator import SequenceConfig
 from models.two_tower import TwoTowerConfig
 from pipeline.evaluation.bootstrap import BootstrapConfig
@@ -59,7 +60,9 @@ def _kind(value: Any) -> Any:
 GeneratorModel = Annotated[
     Annotated[TwoTowerConfig, Tag("two_tower")]
     | Annotated[LatentCrossConfig, Tag("latent_cross")]
-    | Annotated[M3Config, Tag("m3")],
+    | Annotated[M3Config, Tag("m3")]
+    | Annotated[BagOfWatchesConfig, Tag("bag_of_watches")]
+    | Annotated[CaserConfig, Tag("caser")],
     Discriminator(_kind),
 ]
 """The configuration of a candidate generator; `kind` says of which, by default the two-tower model."""

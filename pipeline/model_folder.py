@@ -15,6 +15,7 @@ from models.candidate_generator import CandidateGenerator
 from models.latent_cross import LatentCross
 from models.m3 import M3
 from models.ranker import Ranker
+from models.sequence_baselines import BagOfWatches, Caser
 from models.sequence_generator import SequenceGenerator
 from models.two_tower import TwoTower
 
@@ -36,6 +37,8 @@ CANDIDATE_GENERATORS: Mapping[str, type[TwoTower | SequenceGenerator]] = {
     "two_tower": TwoTower,
     "latent_cross": LatentCross,
     "m3": M3,
+    "bag_of_watches": BagOfWatches,
+    "caser": Caser,
 }
 """Kind of model -> its class; each has `description` and `from_description`."""
 

@@ -66,8 +66,13 @@ def baselines(full: bool) -> list[Variant]:
     """Tables 2 and 4: the mixtures beside models of one range, all with the same context."""
     width = sizes(full)["dimension"]
     context = [feature.model_dump(mode="json") for feature in _CONTEXT]
+    bag = {"kind": "bag_of_watches", **sizes(full), "context": context, "output_widths": [width]}
+    caser = {**bag, "kind": "caser", "horizontal_filters": width // 2, "vertical_filters": 4}
     recurrent = {"kind": "latent_cross", **sizes(full), "units": width, "context": context}
     return [
+        Variant("DeepYouTube", {**bag, "last_watches": 1}, {"YouTube": 0.1455}),
+        Variant("DeepBoW, with context", bag, {"MovieLens 20M": 0.0093}),
+        Variant("Caser, with context", caser, {"MovieLens 20M": 0.0304}),
         Variant("Context-FMC", _m3(full, encoders=(Encoder.TINY,), gate=Gate.FIXED), _told(0.0317, 0.1240)),
         Variant("Context-GRU", {**recurrent, "output_widths": [width]}, _told(0.0343, 0.1503)),
         Variant("M3C-TSL", _m3(full, short=Short.CONVOLUTION), _told(0.0379, 0.1654)),

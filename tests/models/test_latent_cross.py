@@ -1,6 +1,7 @@
 """The recurrent generator: what each step may know, its loss, its presets, its kernel."""
 
 import json
+from functools import cache
 
 import numpy as np
 import pytest
@@ -35,6 +36,12 @@ def small(**config: object) -> LatentCross:
     return model
 
 
+@cache
+def read_only() -> LatentCross:
+    """The default model, for tests that change nothing in it."""
+    return small()
+
+
 def predictions(model: LatentCross, arrays: dict[str, np.ndarray]) -> np.ndarray:
     """What is predicted at every step, `[batch, L + 1, dimension]`."""
     features = tensors(arrays)
@@ -48,7 +55,7 @@ def moved(before: np.ndarray, after: np.ndarray) -> list[int]:
 
 @pytest.mark.parametrize("name", ["watched_video_ids", "watched_uploader_ids"])
 def test_a_watched_video_moves_no_prediction_before_it_is_watched(name: str):
-    model = small()
+    model = read_only()
     before, after = predictions(model, batch()), predictions(model, changed(name, 3, 2, 1))
     assert moved(before[3], after[3]) == [3, 4, 5]
     assert not (before[:3] != after[:3]).any()
@@ -56,7 +63,7 @@ def test_a_watched_video_moves_no_prediction_before_it_is_watched(name: str):
 
 @pytest.mark.parametrize(("name", "value"), [("watched_page", 1), ("watched_device", 1), ("watched_share", 0.0)])
 def test_the_context_of_an_event_moves_its_own_prediction_and_only_later_states(name: str, value: float):
-    model = small()
+    model = read_only()
     features, other = tensors(batch()), tensors(changed(name, 3, 2, value))
     assert moved(model.states(features)[3].numpy(), model.states(other)[3].numpy()) == [3, 4, 5]
     assert moved(predictions(model, batch())[3], predictions(model, changed(name, 3, 2, value))[3]) == [2, 3, 4, 5]
@@ -64,7 +71,7 @@ def test_the_context_of_an_event_moves_its_own_prediction_and_only_later_states(
 
 @pytest.mark.parametrize(("name", "value"), [("page", 2), ("device", 2), ("share", 9.0)])
 def test_the_requests_context_moves_no_state_and_only_the_requests_prediction(name: str, value: float):
-    model = small()
+    model = read_only()
     features, other = tensors(batch()), tensors(changed(name, 3, None, value))
     np.testing.assert_array_equal(model.states(features), model.states(other))
     assert moved(predictions(model, batch())[3], predictions(model, changed(name, 3, None, value))[3]) == [5]
@@ -107,7 +114,7 @@ def test_a_padded_request_and_the_unpadded_one_have_the_same_outputs(cell: Cell)
 
 
 def test_what_stands_in_the_padding_changes_nothing():
-    model = small()
+    model = read_only()
     arrays = batch()
     padding = np.arange(5) >= np.array(LENGTHS)[:, np.newaxis]
     for name, value in (("watched_video_ids", 4), ("watched_page", 2), ("seconds_to_next_watch", 50.0)):
@@ -118,7 +125,7 @@ def test_what_stands_in_the_padding_changes_nothing():
 
 
 def test_an_out_of_vocabulary_watch_is_a_step_with_its_context():
-    model = small()
+    model = read_only()
     arrays = batch()
     arrays["watched_video_ids"][2, 0] = arrays["watched_uploader_ids"][2, 0] = 0
     unknown = model.query_embeddings(tensors(arrays))[2].numpy()
@@ -130,7 +137,7 @@ def test_an_out_of_vocabulary_watch_is_a_step_with_its_context():
 
 
 def test_an_empty_history_has_the_zero_state_and_is_answered_from_the_requests_context():
-    model = small()
+    model = read_only()
     features = tensors(batch())
     np.testing.assert_array_equal(model.last_state(features)[1], np.zeros(6))
     first, other = (model.query_embeddings(tensors(changed("page", 1, None, page)))[1].numpy() for page in (1, 2))
@@ -155,7 +162,7 @@ def with_negatives(inputs: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
 
 
 def test_the_loss_is_the_weighted_mean_over_all_steps_with_a_label():
-    model, inputs = small(), training_batch()
+    model, inputs = read_only(), training_batch()
     logits = predictions(model, batch()) @ model.class_embeddings(tf.range(1, 8)).numpy().T
     log_probabilities = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
     total = weight = 0.0

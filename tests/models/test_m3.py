@@ -1,6 +1,7 @@
 """The mixture of temporal ranges: each encoder by hand, gates, subsets, what is not executed."""
 
 import json
+from functools import cache
 from pathlib import Path
 from unittest import mock
 
@@ -38,6 +39,12 @@ def small(**config: object) -> M3:
         if "bias" in weight.name:
             weight.assign(tf.random.uniform(weight.shape, 0.1, 1.0))
     return model
+
+
+@cache
+def read_only() -> M3:
+    """The default model, for tests that change nothing in it."""
+    return small()
 
 
 def predictions(model: M3, arrays: dict[str, np.ndarray]) -> np.ndarray:
@@ -174,7 +181,7 @@ def test_an_event_moves_no_prediction_before_it_but_by_its_context_its_own(short
 
 
 def test_the_requests_context_reaches_the_gates_of_the_request_alone():
-    model = small()
+    model = read_only()
     before, after = (model.states(tensors(b)).numpy() for b in (batch(), changed("page", 3, None, 2)))
     assert np.flatnonzero((before[3] != after[3]).any(axis=1)).tolist() == [5]
 
@@ -189,7 +196,7 @@ def test_every_subset_of_the_ranges_is_a_model(encoders: tuple[Encoder, ...]):
 
 
 def test_a_range_switched_off_encodes_as_zero_when_serving_and_learns_in_training():
-    whole, features = small(), tensors(batch())
+    whole, features = read_only(), tensors(batch())
     served = small(serving_encoders=(T, L))
     expected = whole.last_state(features).numpy()
     expected[:, 3:6] = 0
@@ -268,7 +275,7 @@ def executed_operations(folder: Path, request: dict[str, np.ndarray]) -> list[st
 
 
 def test_the_penalty_is_the_mean_gate_over_real_steps_and_for_training_only():
-    model, plain, inputs = small(gate_penalty=2.0), small(), training_batch()
+    model, plain, inputs = small(gate_penalty=2.0), read_only(), training_batch()
     model.compute_loss(inputs)
     assert not model.losses
     model.compute_loss(inputs, training=True)

@@ -103,12 +103,18 @@ def judge(request: Request, run: Run, held_out: HeldOutWatches, variant: Variant
     return Judged(measured, int(answers[0]["parameters"][0]), [int(found["epoch"][0]) for found in answers])
 
 
+def variant_run(run: Run, model: Mapping[str, Any], seed: int) -> Run:
+    """The world with this model as its generator, trained with this seed."""
+    settings = run.config.generators[NAME].model_dump(mode="json")
+    settings |= {"model": dict(model), "training": {**settings["training"], "seed": seed}}
+    config = GeneratorConfig.model_validate(settings)
+    return replace(run, config=run.config.model_copy(update={"generators": {NAME: config}}))
+
+
 def sequence_answers(request: Request, run: Run, variant: Variant, seed: int) -> dict[str, np.ndarray]:
     """Ranks of the test labels by the trained variant, `validation_map` `[epochs]`, `epoch` and `parameters` `[1]`."""
-    settings = run.config.generators[NAME].model_dump(mode="json")
-    settings |= {"model": dict(variant.model), "training": {**settings["training"], "seed": seed}}
-    config = GeneratorConfig.model_validate(settings)
-    of_variant = replace(run, config=run.config.model_copy(update={"generators": {NAME: config}}))
+    of_variant = variant_run(run, variant.model, seed)
+    config = of_variant.config.generators[NAME]
 
     def train() -> dict[str, np.ndarray]:
         trained = fit_generator(of_variant, NAME)

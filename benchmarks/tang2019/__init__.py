@@ -2,5 +2,6 @@
 
 EXPERIMENTS = {
     "temporal_range": "M3, Tables 2, 4, 5 and 6: mixtures of temporal ranges beside single ranges; gates",
+    "sparse_gates": "M3, section 6: gates that leave encoders out when serving, accuracy against latency",
 }
 """Name of each experiment, and of its module, with what it shows."""

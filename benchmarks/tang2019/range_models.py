@@ -28,7 +28,7 @@ _CONTEXT = (
 )
 
 
-def _m3(full: bool, **changes: Any) -> dict[str, Any]:
+def mixture(full: bool, **changes: Any) -> dict[str, Any]:
     """M3R with the experiment's widths and context."""
     width = sizes(full)["dimension"]
     config = PRESETS["youtube_m3r"].model_copy(update={"context": _CONTEXT, **changes})
@@ -48,7 +48,7 @@ def _told(movielens: float, youtube: float) -> dict[str, float]:
 def subsets(full: bool) -> list[Variant]:
     """Table 5: subsets of the encoders."""
     return [
-        Variant(name, _m3(full, encoders=tuple(_LETTERS[letter] for letter in letters)), _told(*_PAPER_5[letters]))
+        Variant(name, mixture(full, encoders=tuple(_LETTERS[letter] for letter in letters)), _told(*_PAPER_5[letters]))
         for letters, name in TABLE_5.items()
     ]
 
@@ -56,9 +56,9 @@ def subsets(full: bool) -> list[Variant]:
 def gates(full: bool) -> list[Variant]:
     """Table 6: what the gates depend on; the paper's MovieLens has no context."""
     return [
-        Variant("M3R, gates fixed", _m3(full, gate=Gate.FIXED), _told(0.0413, 0.1715)),
-        Variant("M3R, bottom-switch", _m3(full, gate=Gate.BOTTOM), _told(0.0421, 0.1734)),
-        Variant("M3R-TSL", _m3(full), _told(0.0421, 0.1743)),
+        Variant("M3R, gates fixed", mixture(full, gate=Gate.FIXED), _told(0.0413, 0.1715)),
+        Variant("M3R, bottom-switch", mixture(full, gate=Gate.BOTTOM), _told(0.0421, 0.1734)),
+        Variant("M3R-TSL", mixture(full), _told(0.0421, 0.1743)),
     ]
 
 
@@ -73,8 +73,8 @@ def baselines(full: bool) -> list[Variant]:
         Variant("DeepYouTube", {**bag, "last_watches": 1}, {"YouTube": 0.1455}),
         Variant("DeepBoW, with context", bag, {"MovieLens 20M": 0.0093}),
         Variant("Caser, with context", caser, {"MovieLens 20M": 0.0304}),
-        Variant("Context-FMC", _m3(full, encoders=(Encoder.TINY,), gate=Gate.FIXED), _told(0.0317, 0.1240)),
+        Variant("Context-FMC", mixture(full, encoders=(Encoder.TINY,), gate=Gate.FIXED), _told(0.0317, 0.1240)),
         Variant("Context-GRU", {**recurrent, "output_widths": [width]}, _told(0.0343, 0.1503)),
-        Variant("M3C-TSL", _m3(full, short=Short.CONVOLUTION), _told(0.0379, 0.1654)),
-        Variant("M3R-TSL", _m3(full), _told(0.0421, 0.1743)),
+        Variant("M3C-TSL", mixture(full, short=Short.CONVOLUTION), _told(0.0379, 0.1654)),
+        Variant("M3R-TSL", mixture(full), _told(0.0421, 0.1743)),
     ]

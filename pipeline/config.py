@@ -23,6 +23,7 @@ from models.co_watch_embeddings import CoWatchConfig
 from models.latent_cross import LatentCrossConfig
 from models.m3 import M3Config
 from models.ranker import RankerConfig
+from models.sampled_softmax import Loss
 from models.sequence_baselines import BagOfWatchesConfig, CaserConfig
 from models.sequence_generator import SequenceConfig
 from models.two_tower import TwoTowerConfig
@@ -158,6 +159,16 @@ class RunConfig(Settings):
     @classmethod
     def _on_protocol(cls, value: Any) -> Any:
         return with_protocol(value) if isinstance(value, Mapping) else value
+
+    @model_validator(mode="after")
+    def _generators_can_be_indexed(self) -> "RunConfig":
+        for name, generator in self.generators.items():
+            if generator.model.loss == Loss.HIERARCHICAL:
+                raise ValueError(
+                    f"generators.{name}.model.loss: the scores of a hierarchical softmax are no dot products, so that "
+                    "nothing could be exported after training; set it to sampled or full"
+                )
+        return self
 
     @model_validator(mode="after")
     def _refit_together(self) -> "RunConfig":

@@ -130,3 +130,9 @@ def test_settings_of_a_configuration_win_over_those_of_its_protocol() -> None:
 def test_an_unknown_protocol_tells_the_nearest() -> None:
     with pytest.raises(ValidationError, match=r"no protocol 'm3_movilens'; did you mean 'm3_movielens'\?"):
         RunConfig.model_validate({"protocol": "m3_movilens"})
+
+
+def test_a_run_whose_generator_could_not_be_exported_is_refused_before_training() -> None:
+    value = {"generators": {"rnn": {"model": {"kind": "latent_cross", "loss": "hierarchical"}}}}
+    with pytest.raises(ValidationError, match="generators.rnn.model.loss: the scores of a hierarchical softmax"):
+        RunConfig.model_validate(value)

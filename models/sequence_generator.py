@@ -165,6 +165,7 @@ class SequenceGenerator(CandidateGenerator):
         self.output_layers, width = _relu_layers(config.output_widths, width, "output")
         if config.projection or width != config.dimension:
             self.output_layers.append(_dense(config.dimension, width, None, "query"))
+        self.built = True
 
     def _watch_table(self) -> EmbeddingTable:
         config = self.config

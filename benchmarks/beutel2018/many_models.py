@@ -149,6 +149,7 @@ class Training:
       first_check: steps before R is first measured.
       doublings: of the steps at most; training ends there, converged or not.
       tolerance: see above.
+      steps_per_call: of the compiled function; divides `first_check`.
     """
 
     learning_rate: float
@@ -157,6 +158,7 @@ class Training:
     first_check: int
     doublings: int
     tolerance: float = 0.001
+    steps_per_call: int = 50
 
 
 @dataclass(frozen=True)
@@ -178,15 +180,17 @@ class Fit:
 
 def train(models: ManyModels, tensors: SyntheticTensors, training: Training, seed: int = 0) -> Fit:
     """Trains every model on the tensor at its place until all have converged; `seed` is of the batches."""
-    step = training_step(models, tensors, training.learning_rate)
+    make_steps = training_steps(models, tensors, training.learning_rate)
     batches = balanced_batches(tensors, training.columns, training.rows, seed)
     steps: list[int] = []
     found: list[np.ndarray] = []
     converged = np.zeros(len(tensors.values), bool)
     for doubling in range(training.doublings + 1):
         until = training.first_check << doubling
-        for columns, rows in islice(batches, until - (steps[-1] if steps else 0)):
-            step(tf.constant(columns), tf.constant(tensors.indices(columns)), tf.constant(rows))
+        done = steps[-1] if steps else 0
+        for _ in range(done, until, training.steps_per_call):
+            columns, rows = zip(*islice(batches, training.steps_per_call), strict=True)
+            make_steps(tf.stack(columns), tf.stack(rows))
         steps.append(until)
         found.append(correlations(models, tensors))
         if doubling:
@@ -196,24 +200,26 @@ def train(models: ManyModels, tensors: SyntheticTensors, training: Training, see
     return Fit(tuple(steps), np.stack(found), converged, models.parameters)
 
 
-def training_step(
+def training_steps(
     models: ManyModels, tensors: SyntheticTensors, learning_rate: float
 ) -> tf.types.experimental.GenericFunction:
-    """A compiled step on the cells of columns `[columns]`, at `indices` `[columns, axes − 1]`, and rows `[rows]`."""
+    """A compiled function of columns `[steps, columns]` and rows `[steps, rows]`: a step on the cells of each."""
     values = tf.constant(tensors.values)
+    places = tf.constant(tensors.indices(np.arange(tensors.values.shape[1])))
     optimizer = tf_keras.optimizers.Adagrad(learning_rate, initial_accumulator_value=0.1, jit_compile=False)
     optimizer.build(models.trainable_variables)
 
     @tf.function(jit_compile=True)
-    def step(columns: tf.Tensor, indices: tf.Tensor, rows: tf.Tensor) -> None:
-        targets = tf.gather(tf.gather(values, columns, axis=1), rows, axis=2)
-        with tf.GradientTape() as tape:
-            error = models(indices, rows) - targets
-            loss = tf.reduce_sum(tf.reduce_mean(error * error, axis=[1, 2]))
-        gradients = tape.gradient(loss, models.trainable_variables)
-        optimizer.apply_gradients(zip(gradients, models.trainable_variables, strict=True))
+    def steps(columns: tf.Tensor, rows: tf.Tensor) -> None:
+        for place in tf.range(tf.shape(columns)[0]):
+            targets = tf.gather(tf.gather(values, columns[place], axis=1), rows[place], axis=2)
+            with tf.GradientTape() as tape:
+                error = models(tf.gather(places, columns[place]), rows[place]) - targets
+                loss = tf.reduce_sum(tf.reduce_mean(error * error, axis=[1, 2]))
+            gradients = tape.gradient(loss, models.trainable_variables)
+            optimizer.apply_gradients(zip(gradients, models.trainable_variables, strict=True))
 
-    return step
+    return steps
 
 
 def correlations(models: ManyModels, tensors: SyntheticTensors) -> np.ndarray:

@@ -59,6 +59,7 @@ def generator_answers(
     seed: int,
     without: Sequence[str] = (),
     more: More | None = None,
+    training: Mapping[str, Any] | None = None,
 ) -> dict[str, np.ndarray]:
     """Trains the run's candidate generator with some settings changed and ranks the test labels by it.
 
@@ -70,13 +71,15 @@ def generator_answers(
       seed: of the training.
       without: query features the model does not see.
       more: further answers of the trained model.
+      training: settings of `TrainingConfig` in place of the run's.
 
     Returns:
       `among_all`, `among_unwatched` `[examples]` ranks of the labels; `validation_map` `[epochs]`, the chosen `epoch`
       `[1]`; and what `more` gives.
     """
     settings = run.config.generators[NAME].model_dump(mode="json")
-    settings |= {"model": {**settings["model"], **model}, "training": {**settings["training"], "seed": seed}}
+    trained_by = {**settings["training"], **(training or {}), "seed": seed}
+    settings |= {"model": {**settings["model"], **model}, "training": trained_by}
     config = GeneratorConfig.model_validate(settings)
     variant = replace(run, config=run.config.model_copy(update={"generators": {NAME: config}}))
     spec = FeatureSpec(tuple(f for f in run.specs[GENERATOR].features if f.name not in without))

@@ -1,6 +1,6 @@
 """Ranker variants of an experiment: trained once per seed, judged on the test impressions, also by the truth."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -11,6 +11,7 @@ import pyarrow as pa
 from benchmarks.experiments import Request, once, truth_of
 from features.example_reader import ExampleSet
 from features.splits import Part
+from models.ranker import Ranker
 from pipeline.config import RankingConfig
 from pipeline.evaluation.bootstrap import Measurement, UserBootstrap
 from pipeline.evaluation.ranking_metrics import Impressions, weighted_per_user_loss
@@ -23,19 +24,38 @@ from pipeline.run import RANKER, Run
 EXPECTED_LOSS = "expected weighted per-user loss"
 READ = ("features/vocabularies", "features/quantiles", "examples/ranking")
 
+More = Callable[[Ranker], Mapping[str, np.ndarray]]
 
-def ranker_answers(request: Request, run: Run, name: str, model: Mapping[str, Any], seed: int) -> dict[str, np.ndarray]:
-    """Trains the run's ranker with some settings of the model changed, and asks it about the test impressions.
+
+def ranker_answers(
+    request: Request,
+    run: Run,
+    name: str,
+    model: Mapping[str, Any],
+    seed: int,
+    training: Mapping[str, Any] | None = None,
+    more: More | None = None,
+) -> dict[str, np.ndarray]:
+    """Trains the run's ranker with some settings changed, and asks it about the test impressions.
+
+    Args:
+      request: where it speaks.
+      run: the world.
+      name: of the variant.
+      model: settings of `RankerConfig` in place of the run's.
+      seed: of the training.
+      training: settings of `TrainingConfig` in place of the run's.
+      more: further answers of the trained model.
 
     Returns:
       `score`, `click_probability`, `expected_watch_time_s` `[impressions]`, features with a serving value at it; the
-      same with the logged values as `logged_...`; `validation_loss` `[epochs]`, and the chosen `epoch` `[1]`.
+      same with the logged values as `logged_...`; `validation_loss` `[epochs]`, the chosen `epoch` `[1]`; and what
+      `more` gives.
     """
     assert run.config.ranker is not None
     settings = run.config.ranker.model_dump(mode="json")
-    config = RankingConfig.model_validate(
-        {"model": {**settings["model"], **model}, "training": {**settings["training"], "seed": seed}}
-    )
+    trained_by = {**settings["training"], **(training or {}), "seed": seed}
+    config = RankingConfig.model_validate({"model": {**settings["model"], **model}, "training": trained_by})
     variant = replace(run, config=run.config.model_copy(update={"ranker": config}))
 
     def train() -> dict[str, np.ndarray]:
@@ -48,6 +68,7 @@ def ranker_answers(request: Request, run: Run, name: str, model: Mapping[str, An
             predictions(trained.model, columns, at_serving=True)
             | {f"logged_{key}": value for key, value in logged.items()}
             | history
+            | dict(more(trained.model) if more else {})
         )
 
     answers = once(run, name, config.model_dump(mode="json"), READ, train)
@@ -58,19 +79,21 @@ def ranker_answers(request: Request, run: Run, name: str, model: Mapping[str, An
 
 @dataclass(frozen=True)
 class HeldOutImpressions:
-    """The test impressions of a world.
+    """The impressions of a world that rankers are judged on.
 
     Args:
       run: the world.
+      part: the test impressions, or those of another part.
     """
 
     run: Run
+    part: Part = Part.TEST
 
     @cached_property
     def table(self) -> pa.Table:
         examples = ExampleSet(self.run.examples(RANKER))
         wanted = ("user_id", "group_id", "clicked", "watch_time_s", "video_id", "impression_id")
-        return examples.read(Part.TEST, [name for name in wanted if name in examples.schema(Part.TEST).names])
+        return examples.read(self.part, [name for name in wanted if name in examples.schema(self.part).names])
 
     @cached_property
     def shown(self) -> Impressions:

@@ -8,6 +8,11 @@ those days, so that only their shape counts:
 
     error = Σ_days |predicted − true| / Σ_days true, summed over videos, resampled by video.
 
+The histories of users tell the date too, so the curve is taken twice: asked of the test users, whose histories stay as
+they are while only the age moves; and from the training examples, each with the history and the age of its own moment.
+What the feature can tell by itself is measured apart: networks that see nothing else, and functions of age fitted
+video by video without a network (`age_forms.py`).
+
 At serving example age is zero; then the probability of the videos of the last days is compared with their share of the
 next watches, and MAP with and without the feature.
 
@@ -16,11 +21,13 @@ vanish.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 from matplotlib.figure import Figure as Plot
 
+from benchmarks.covington2016.age_forms import forms, most_likely
 from benchmarks.experiments import (
     Claim,
     Request,
@@ -35,8 +42,9 @@ from benchmarks.experiments import (
 from benchmarks.generators import HeldOutWatches, generator_answers, simulator_settings
 from benchmarks.report import Cell, ResultTable, new_plot, publish_result
 from features.example_reader import ExampleSet
+from features.spec import Side
 from features.splits import Part
-from models.candidate_generator import CandidateGenerator
+from models.candidate_generator import LABEL, CandidateGenerator
 from pipeline.evaluation.bootstrap import Measurement, UserBootstrap
 from pipeline.input_pipeline import Arrays, ExampleColumns
 from pipeline.retrieval_validation import class_vectors, serving_features
@@ -48,6 +56,12 @@ WITH, WITHOUT = "with example age", "without"
 OFF = "no_ageing"
 SWITCHED_OFF = {"freshness": 0.0}
 DAY_US = 86_400_000_000
+ALONE: dict[str, dict[str, Any]] = {
+    "example age alone, one layer of 64": {},
+    "example age alone, layers of 512 and 64": {"depth": 2, "widths": (512, 64)},
+}
+"""Name -> model settings of a network that sees nothing but example age."""
+ALONE_TRAINING = {"epochs": 30, "patience": None}
 FRESH_DAYS = 5  # before the end of training: the videos that are fresh when lists are served
 USERS = 1024  # whose probabilities are averaged
 
@@ -83,10 +97,11 @@ def reproduce(request: Request) -> None:
     off_run = prepare(request, OFF, configuration(request, base, SWITCHED_OFF))
     here, off = World.measured(request, run), World.measured(request, off_run)
     claims = [*here.claims(""), *off.claims(f"switched off ({OFF}): ")]
+    alone = age_alone(request, run, here.curves) if request.scale == Scale.FULL else {}
     publish_result(
         request.output,
         request.result_name,
-        [here.table("Plausible world"), off.table(f"World '{OFF}'")],
+        [here.table("Plausible world"), off.table(f"World '{OFF}'"), forms_table(run, here.curves, alone)],
         plot(here, off),
         {
             "command": request.command,
@@ -105,8 +120,9 @@ class World:
 
     Args:
       curves: the truth.
-      predicted: variant -> `[moments, videos]` by seed.
+      predicted: variant -> `[moments, videos]` by seed, asked of the test users.
       errors, maps: variant -> a measurement per seed.
+      errors_then: variant -> a measurement per seed, of the curve from the training examples.
       fresh: variant -> probability of the fresh videos at serving over their share of the next watches, per seed.
       true_share: of the fresh videos in the next watches of the test part.
     """
@@ -114,6 +130,7 @@ class World:
     curves: Curves
     predicted: dict[str, list[np.ndarray]]
     errors: dict[str, list[Measurement]]
+    errors_then: dict[str, list[Measurement]]
     maps: dict[str, list[Measurement]]
     fresh: dict[str, list[Measurement]]
     true_share: float
@@ -126,15 +143,16 @@ class World:
         labels = held_out.targets.targets
         share = np.bincount(labels[labels >= 0], minlength=len(curves.uploaded))[: len(curves.uploaded)] / len(labels)
         fresh = np.flatnonzero(curves.uploaded > curves.days[-1] - FRESH_DAYS)
-        world = World(curves, {}, {}, {}, {}, float(share[fresh].sum()))
+        world = World(curves, {}, {}, {}, {}, {}, float(share[fresh].sum()))
         for variant, without in ((WITH, ()), (WITHOUT, (FEATURE,))):
             for seed in request.seeds:
                 answers = generator_answers(
-                    request, run, variant.replace(" ", "_"), {}, seed, without, lambda m: {"curve": asked(run, m)}
+                    request, run, variant.replace(" ", "_"), {}, seed, without, lambda m: both_curves(run, m)
                 )
-                curve = answers["curve"].astype(np.float64)
+                curve, then = (answers[name].astype(np.float64) for name in ("curve", "curve_then"))
                 world.predicted.setdefault(variant, []).append(curve[:-1])
                 world.errors.setdefault(variant, []).append(shape_error(curve[:-1], curves))
+                world.errors_then.setdefault(variant, []).append(shape_error(then, curves))
                 world.maps.setdefault(variant, []).append(held_out.map(answers))
                 ratio = UserBootstrap(fresh).ratio("fresh videos at serving", curve[-1][fresh], share[fresh])
                 world.fresh.setdefault(variant, []).append(ratio)
@@ -144,8 +162,10 @@ class World:
         """The feature brings the curve to the truth, and raises MAP."""
         off = bool(prefix)
         fresh = (self.fresh[WITH], self.fresh[WITHOUT])
+        then = (self.errors_then[WITH], self.errors_then[WITHOUT])
         return [
             claim(f"{prefix}error of the curve, with minus without", self.errors[WITH], self.errors[WITHOUT], -1, off),
+            claim(f"{prefix}error of the curve, histories of each moment, with minus without", *then, -1, off),
             claim(f"{prefix}MAP@20, with minus without", self.maps[WITH], self.maps[WITHOUT], 1, off),
             claim(f"{prefix}fresh videos at serving, with minus without", *fresh, 1, off),
         ]
@@ -156,13 +176,20 @@ class World:
             [
                 variant,
                 mean_of_seeds(self.errors[variant]).figure,
+                mean_of_seeds(self.errors_then[variant]).figure,
                 mean_of_seeds(self.maps[variant]).figure,
                 mean_of_seeds(self.fresh[variant]).figure,
             ]
             for variant in (WITH, WITHOUT)
         ]
-        rows.append(["truth", 0.0, None, 1.0])
-        columns = ["", "error of the curve", "MAP@20", f"videos of the last {FRESH_DAYS} days at serving"]
+        rows.append(["truth", 0.0, 0.0, None, 1.0])
+        columns = [
+            "",
+            "error of the curve",
+            "error, histories of each moment",
+            "MAP@20",
+            f"videos of the last {FRESH_DAYS} days at serving",
+        ]
         notes = [
             f"Curves of the {len(self.curves.followed)} videos uploaded in the first half of the training window. "
             f"Fresh videos at serving: their predicted probability over their share of the next watches, which is "
@@ -187,6 +214,11 @@ def true_curves(run: Run) -> Curves:
         (platform.upload_us[videos] - platform.start_us) / DAY_US,
         platform.popularity[np.ix_(bins, videos)],
     )
+
+
+def both_curves(run: Run, model: CandidateGenerator) -> dict[str, np.ndarray]:
+    """The answers of a trained model: `curve` of `asked`, `curve_then` of `asked_then`."""
+    return {"curve": asked(run, model), "curve_then": asked_then(run, model)}
 
 
 def asked(run: Run, model: CandidateGenerator) -> np.ndarray:
@@ -215,6 +247,67 @@ def probabilities_by_age(model: CandidateGenerator, batch: Arrays, ages_s: np.nd
         logits = tf.matmul(model.query_embeddings(features), vectors, transpose_b=True)
         rows.append(tf.reduce_mean(tf.nn.softmax(logits), axis=0).numpy())
     return np.stack(rows)
+
+
+def moment_of_labels(run: Run) -> np.ndarray:
+    """int64 `[training examples]`: the moment of `true_curves` that each label's watch lies in."""
+    time_us = ExampleSet(run.examples(GENERATOR)).read(Part.TRAIN, ["label_timestamp"])["label_timestamp"]
+    truth = truth_of(run)
+    assert truth is not None
+    days = (time_us.cast("int64").to_numpy() - truth.platform.start_us) / DAY_US
+    return np.searchsorted(true_curves(run).days, days, side="right") - 1
+
+
+def asked_then(run: Run, model: CandidateGenerator) -> np.ndarray:
+    """Mean class probabilities of the training examples of each moment, with their own histories and ages.
+
+    Returns:
+      float32 `[moments, videos]`.
+    """
+    vectors, moment = class_vectors(model), moment_of_labels(run)
+    total = np.zeros((len(true_curves(run).days), len(vectors)))
+    start = 0
+    for batch in ExampleColumns(ExampleSet(run.examples(GENERATOR)), (Part.TRAIN,), ()).ordered(USERS):
+        features = {f.name: tf.constant(batch[f.name]) for f in model.spec.side(Side.QUERY)}
+        logits = tf.matmul(model.query_embeddings(features), vectors, transpose_b=True)
+        rows = moment[start : start + logits.shape[0]]
+        total += (rows == np.arange(len(total))[:, None]).astype(np.float32) @ tf.nn.softmax(logits).numpy()
+        start += len(rows)
+    return (total / np.bincount(moment, minlength=len(total))[:, None]).astype(np.float32)
+
+
+def age_alone(request: Request, run: Run, curves: Curves) -> dict[str, list[Measurement]]:
+    """Errors of networks that see nothing but example age: name -> a measurement per seed."""
+    others = tuple(f.name for f in run.specs[GENERATOR].features if f.name != FEATURE)
+    found: dict[str, list[Measurement]] = {}
+    for name, model in ALONE.items():
+        for seed in request.seeds:
+            answers = generator_answers(
+                request, run, name.replace(" ", "_"), model, seed, others, lambda m: both_curves(run, m), ALONE_TRAINING
+            )
+            found.setdefault(name, []).append(shape_error(answers["curve"][:-1].astype(np.float64), curves))
+    return found
+
+
+def forms_table(run: Run, curves: Curves, alone: dict[str, list[Measurement]]) -> ResultTable:
+    """How close functions of example age alone come to the curves, fitted to the truth and to the labels."""
+    examples = ExampleSet(run.examples(GENERATOR))
+    labels = np.zeros(curves.true.shape)
+    np.add.at(labels, (moment_of_labels(run), examples.read(Part.TRAIN, [LABEL])[LABEL].to_numpy() - 1), 1.0)
+    feature = run.specs[GENERATOR][FEATURE]
+    truth = truth_of(run)
+    assert truth is not None
+    age_s = (examples.manifest["t_max_us"] - truth.platform.start_us - curves.days * DAY_US) / 1e6
+    rows: list[list[Cell]] = []
+    for name, functions in forms((age_s - feature.low) / (feature.high - feature.low)).items():
+        fitted = [shape_error(most_likely(functions, to), curves).figure for to in (curves.true, labels)]
+        rows.append([name, *fitted])
+    rows += [[name, None, mean_of_seeds(errors).figure] for name, errors in alone.items()]
+    notes = [
+        f"Error of the curve; labels: {len(examples.read(Part.TRAIN, [LABEL])):,} watches of {labels.shape[1]} videos, "
+        f"{labels[:, curves.followed].sum():,.0f} of them of the {len(curves.followed)} videos that are followed."
+    ]
+    return ResultTable("What example age can tell by itself", ["", "fitted to the truth", "to labels"], rows, notes)
 
 
 def shape_error(predicted: np.ndarray, curves: Curves) -> Measurement:

@@ -6,7 +6,7 @@ few clicks.
 
 Worlds where the causes are switched off:
 - `everybody_alike`: no user, page or device prefers anything, so that the features of query and video add up and hidden
-  layers have nothing to bring over none;
+  layers have nothing to bring over none but speed of learning (`learning_rates.py`);
 - `equal_watch_times`: all videos last equally long, there is no clickbait, and age, repetition and duration matter to
   nobody, so that neither watch times nor powers of continuous features have much to tell.
 """
@@ -18,6 +18,7 @@ from typing import Any
 
 from matplotlib.figure import Figure as Plot
 
+from benchmarks.covington2016.learning_rates import SHARED, at_rates, claim_at_own_rates, rates_table, shown_table
 from benchmarks.experiments import (
     SMOKE_PLATFORM,
     SMOKE_SETTINGS,
@@ -99,10 +100,15 @@ def reproduce(request: Request) -> None:
             wanted = ("none", BEST) if world == "everybody_alike" else (BEST, WITHOUT_POWERS, EQUAL_WEIGHTS)
             off[world] = measure(request, other, {name: variants()[name] for name in wanted}, seeds)
             claims += switched_off_claims(world, off[world].judged)
+    made = tables(losses, off, run)
+    if full and off:
+        why, explained = explanation(request, run, base)
+        claims += why
+        made += explained
     publish_result(
         request.output,
         request.result_name,
-        tables(losses, off, run),
+        made,
         plot(losses),
         {
             "command": request.command,
@@ -167,6 +173,25 @@ def measure(request: Request, run: Run, chosen: Mapping[str, Mapping[str, Any]],
             if in_expectation is not None:
                 expected.setdefault(name, []).append(in_expectation)
     return Losses(observed, expected)
+
+
+RATES = {"none": (SHARED, 1e-2, 3e-2), BEST: (SHARED,)}
+"""Row -> learning rates at which it is tried, to tell what layers owe to the one that all rows share."""
+
+
+def explanation(request: Request, run: Run, base: dict[str, Any]) -> tuple[list[Claim], list[ResultTable]]:
+    """Why hidden layers stay ahead where everybody is alike: the learning rate, and the videos that are new."""
+    rows = {name: variants()[name] for name in RATES}
+    alike = prepare(request, "everybody_alike", configuration(request, base, SWITCHED_OFF["everybody_alike"]))
+    tried = {"plausible": at_rates(request, run, rows, RATES), "everybody_alike": at_rates(request, alike, rows, RATES)}
+    texts = {
+        "plausible": f"{BEST} loses less than none",
+        "everybody_alike": "switched off (everybody_alike): advantage of hidden layers over none",
+    }
+    claims = [
+        claim_at_own_rates(text, tried[world], BEST, "none", world != "plausible") for world, text in texts.items()
+    ]
+    return claims, [rates_table(tried), shown_table(alike, tried["everybody_alike"], BEST, "none")]
 
 
 def claims_of(loss: Measured) -> list[Claim]:

@@ -58,7 +58,7 @@ class CandidateExamplesConfig(Settings):
     """Which watches become candidate-generation examples."""
 
     label_choice: LabelChoice = LabelChoice.ROLLBACK
-    """`rollback` or `random_hold_out`; validation and test are always next watches (rollback)."""
+    """`rollback` or `random_hold_out`; validation, test and sequences are always next watches (rollback)."""
     labels_per_user: int = Field(default=16, ge=1)
     """Training labels of a user at most, chosen by a seeded hash; all users weigh the same."""
     evaluation_labels_per_user: int | None = Field(default=16, ge=1)
@@ -282,7 +282,7 @@ def candidate_examples(
                 "weight": pa.array(weights[chosen]),
                 **columns.of(requests, row),
             }
-            if part == Part.TRAIN and config.label_choice == LabelChoice.RANDOM_HOLD_OUT:
+            if part == Part.TRAIN and label_weights is None and config.label_choice == LabelChoice.RANDOM_HOLD_OUT:
                 examples |= _held_out_columns(
                     spec, history.watches, user[chosen], row, labels.identity, split, encoder, config.seed
                 )

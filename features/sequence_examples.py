@@ -7,7 +7,8 @@ others. One pass over the sequence then gives all its predictions.
 
 A user's training labels are cut into blocks from the newest backwards: the newest label of a block is the example's
 own, the block's other labels are among the `stride` watches before it. Every label is in exactly one example, and has
-before it at least the watches of the sequence that are not its block's (where the user has as many).
+before it at least the watches of the sequence that are not its block's (where the user has as many). Left out are
+labels of the very moment of their block's newest: watches of a label's own moment are not in its sequence.
 """
 
 from dataclasses import dataclass
@@ -80,7 +81,8 @@ def sequence_labels(
 
     Returns:
       the labels; reasons for watches left out are those of `candidate_labels`, and: earlier than the days or the
-      watches that labels are taken from, a user with too few watches, a first watch, more than the labels of a user.
+      watches that labels are taken from, a user with too few watches, a first watch, more than the labels of a user,
+      the same moment as the newest label of the block.
     """
     rows = shard.events["watches"]
     every = evaluation.model_copy(update={"labels_per_user": len(rows.user) + 1})
@@ -90,24 +92,30 @@ def sequence_labels(
     row = found.row[trains]
     kept = np.ones(len(row), bool)
     for reason, drop in _reasons(rows, split, row, config):
-        if count := int((kept & drop).sum()):
-            left_out[reason] = count
+        _count(left_out, reason, kept & drop)
         kept &= ~drop
     row = row[kept]
     if config.labels_per_user is not None:
         recent = _from_last(rows.user[row]) < config.labels_per_user
-        if count := int((~recent).sum()):
-            left_out["beyond_the_labels_per_user"] = left_out.get("beyond_the_labels_per_user", 0) + count
+        _count(left_out, "beyond_the_labels_per_user", ~recent)
         row = row[recent]
     own = _own_labels(rows, row, min(config.stride, length))
+    apart = (own == row) | (rows.time_us[own] != rows.time_us[row])
+    _count(left_out, "of_the_moment_of_the_label_after", ~apart)
+    row, own = row[apart], own[apart]
     block = np.full(len(rows.user), -1, np.int64)
     block[row] = own
-    if count := int((own != row).sum()):
-        left_out["predicted_in_the_sequence_of_another"] = count
+    _count(left_out, "predicted_in_the_sequence_of_another", own != row)
     chosen = np.union1d(own, found.row[~trains])
     where = np.searchsorted(found.row, chosen)
     labels = CandidateLabels(chosen, found.part[where], found.label[where], found.identity, found.last_us, left_out)
     return SequenceLabels(labels, block)
+
+
+def _count(left_out: dict[str, int], reason: str, which: np.ndarray) -> None:
+    """Adds watches, bool `[n]`, to those left out for a reason; labels of evaluation may be among them already."""
+    if count := int(which.sum()):
+        left_out[reason] = left_out.get(reason, 0) + count
 
 
 def _reasons(

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from features.candidate_examples import CandidateExamplesConfig
+from features.candidate_examples import CandidateExamplesConfig, LabelChoice
 from features.example_sets import SequenceExamplesJob
 from features.feature_lists import FeatureListConfig, default_sequence_features
 from features.sequence_examples import SequenceExamplesConfig
@@ -24,7 +24,10 @@ def watch(user: str, video: str, hours: float, **more: object) -> dict:
 
 
 def build(
-    tmp_path: Path, watches: list[dict], config: SequenceExamplesConfig | None = None
+    tmp_path: Path,
+    watches: list[dict],
+    config: SequenceExamplesConfig | None = None,
+    evaluation: CandidateExamplesConfig | None = None,
 ) -> tuple[dict[Part, list[dict]], dict[str, int]]:
     videos = sorted({row["video_id"] for row in watches})
     catalogue = [{"video_id": video, "uploader_id": f"of {video}"} for video in videos]
@@ -32,7 +35,8 @@ def build(
     columns = {name: frozenset(rows.column_names) for name, rows in tables.items()}
     spec = default_sequence_features(columns, LISTS).spec
     encoder = encoder_of(tmp_path, tables, SPLIT, {"sequence_generator": spec})
-    job = SequenceExamplesJob(spec, SPLIT, LISTS, CandidateExamplesConfig(), config or SequenceExamplesConfig(stride=2))
+    evaluation, config = evaluation or CandidateExamplesConfig(), config or SequenceExamplesConfig(stride=2)
+    job = SequenceExamplesJob(spec, SPLIT, LISTS, evaluation, config)
     shard = make_shard({"watches": tables["watches"]})
     examples = job.examples(shard, encoder, job.totals(shard, encoder))
     parts: dict[Part, list[dict]] = {part: [] for part in Part}
@@ -134,6 +138,34 @@ def test_every_watch_is_counted_once(tmp_path: Path) -> None:
     assert sum(map(len, parts.values())) + sum(left_out.values()) == len(watches)
     inner = sum(np.count_nonzero(row["label_weights"]) for row in parts[Part.TRAIN])
     assert inner == left_out["predicted_in_the_sequence_of_another"]
+
+
+def test_labels_of_the_moment_of_their_blocks_newest_are_left_out_and_counted(tmp_path: Path) -> None:
+    """d, e and f are of one moment, so only a, b and c come before f: d and e are in the sequence of no example."""
+    watches = [watch("u", v, h) for v, h in zip("abcdef", (0, 1, 2, 3, 3, 3), strict=True)]
+    parts, left_out = build(tmp_path, watches, SequenceExamplesConfig(stride=4))
+    assert told(parts[Part.TRAIN]) == [("b", [0]), ("f", [0, 0, 1])]
+    assert left_out == {
+        "first_watch": 1,
+        "of_the_moment_of_the_label_after": 2,
+        "predicted_in_the_sequence_of_another": 1,
+    }
+
+
+def test_users_with_too_few_watches_are_counted_in_training_and_in_evaluation(tmp_path: Path) -> None:
+    watches = [*SEVEN, watch("few", "a", 1), watch("few", "b", 2), watch("few", "a", 50), watch("few", "b", 81)]
+    least = {
+        "evaluation": CandidateExamplesConfig(evaluation_min_watches=5),
+        "config": SequenceExamplesConfig(min_watches=5),
+    }
+    parts, left_out = build(tmp_path, watches, **least)
+    assert left_out["user_with_too_few_watches"] == 4
+    assert sum(map(len, parts.values())) + sum(left_out.values()) == len(watches)
+
+
+def test_sequences_are_of_what_came_before_whatever_bags_are_drawn_from(tmp_path: Path) -> None:
+    drawn = CandidateExamplesConfig(label_choice=LabelChoice.RANDOM_HOLD_OUT)
+    assert build(tmp_path / "drawn", SEVEN, evaluation=drawn) == build(tmp_path / "before", SEVEN)
 
 
 def test_label_weights_are_lists_of_floats() -> None:

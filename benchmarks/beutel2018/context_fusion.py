@@ -6,10 +6,11 @@
   recurrent cell, and both.
 - Figure 4: the production model with all its context concatenated, with crosses on top of that, and without context.
 
-Worlds: the simulator, whose pages and devices multiply users' tastes, twice as strongly as its default; and
-`no_context`, where neither page, device, hour nor the time between watches tells anything of what is watched: pages and
+Worlds: `plausible`, the simulator whose pages and devices multiply users' tastes, twice as strongly as its default;
+`decisive`, where they do so three times as strongly and there are neither series nor favourite uploaders, so that taste
+decides nearly all that is watched; and `no_context`, where neither page, device, hour nor the time between watches tells anything of what is watched: pages and
 devices change no taste and prefer no duration, watch-next pages show nothing related, and nobody is into a topic for
-a while. There Table 4 and Figure 4 are measured; Figure 4's context holds the page of Figure 3.
+a while, nor are there series or favourites. There Figure 4 alone is measured, whose context holds that of the others.
 """
 
 from typing import Any
@@ -24,10 +25,15 @@ from benchmarks.sequences import METRICS, Judged, judge, platform_settings
 from pipeline.evaluation.bootstrap import paired_difference
 
 OFF = "no_context"
-MEASURED_WITHOUT = ("Table 4, time", "Figure 4, all context")
+MEASURED_WITHOUT = ("Figure 4, all context",)
+NO_HABITS = {"series": 0.0, "loyalty": 0.0}
 WORLDS: dict[str, dict[str, Any]] = {
-    "context": {"context": 2.0},
-    OFF: dict.fromkeys(("context", "duration_fit", "related", "short_term_taste", "time_of_day"), 0.0),
+    "decisive": {"context": 3.0, **NO_HABITS},
+    "plausible": {"context": 2.0},
+    OFF: {
+        **dict.fromkeys(("context", "duration_fit", "related", "short_term_taste", "time_of_day"), 0.0),
+        **NO_HABITS,
+    },
 }
 
 Found = dict[str, dict[str, dict[str, Judged]]]

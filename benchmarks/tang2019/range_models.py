@@ -8,6 +8,7 @@ from models.m3 import PRESETS, Encoder, Gate
 from models.range_encoders import Short
 
 MIXTURES = ("M3R-TSL", "M3C-TSL")
+RECURRENT = "Context-GRU"
 TABLE_5 = {letters: f"M3R-{letters}" for letters in ("T", "S", "L", "TS", "TL", "SL", "TSL")}
 """Encoders -> the variant of table 5; M3R-TSL is M3R itself."""
 
@@ -74,7 +75,7 @@ def baselines(full: bool) -> list[Variant]:
         Variant("DeepBoW, with context", bag, {"MovieLens 20M": 0.0093}),
         Variant("Caser, with context", caser, {"MovieLens 20M": 0.0304}),
         Variant("Context-FMC", mixture(full, encoders=(Encoder.TINY,), gate=Gate.FIXED), _told(0.0317, 0.1240)),
-        Variant("Context-GRU", {**recurrent, "output_widths": [width]}, _told(0.0343, 0.1503)),
+        Variant(RECURRENT, {**recurrent, "output_widths": [width]}, _told(0.0343, 0.1503)),
         Variant("M3C-TSL", mixture(full, short=Short.CONVOLUTION), _told(0.0379, 0.1654)),
         Variant("M3R-TSL", mixture(full), _told(0.0421, 0.1743)),
     ]

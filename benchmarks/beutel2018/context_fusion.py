@@ -8,9 +8,10 @@
 
 Worlds: `plausible`, the simulator whose pages and devices multiply users' tastes, twice as strongly as its default;
 `decisive`, where they do so three times as strongly and there are neither series nor favourite uploaders, so that taste
-decides nearly all that is watched; and `no_context`, where neither page, device, hour nor the time between watches tells anything of what is watched: pages and
-devices change no taste and prefer no duration, watch-next pages show nothing related, and nobody is into a topic for
-a while, nor are there series or favourites. There Figure 4 alone is measured, whose context holds that of the others.
+decides nearly all that is watched; and `no_context`, where neither page, device, hour nor the time between watches
+tells anything of what is watched: pages and devices change no taste and prefer no duration, watch-next pages show
+nothing related, nobody is into a topic for a while, and there are neither series nor favourites. There Figure 4 alone
+is measured, whose context holds that of the others.
 """
 
 from typing import Any

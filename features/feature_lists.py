@@ -28,7 +28,7 @@ GENERATORS: tuple[Model, ...] = ("candidate_generator", "sequence_generator")
 
 RESERVED = frozenset(
     {
-        *("user_id", "weight", "label", "label_video_id", "label_timestamp", "seen_video_ids"),
+        *("user_id", "weight", "label", "label_video_id", "label_timestamp", "label_weights", "seen_video_ids"),
         *("video_id", "timestamp", "snapshot_timestamp", "group_id", "clicked", "watch_time_s", "impression_id"),
     }
 )
@@ -53,9 +53,10 @@ class FeatureConfig(Settings):
     models: tuple[Model, ...] = ("ranker",)
     """The models that get it."""
     id_space: str | None = None
-    """Vocabulary of a categorical feature; default: its name. Features of one id space share their embeddings."""
+    """Vocabulary of a categorical feature; default: its name, of a column of watches the column's, which the request's
+    own column has too. Features of one id space share their embeddings."""
     max_length: int | None = None
-    """None for one value, n for a bag of at most n values."""
+    """None for one value, n for a list of at most n values."""
     normaliser: Normaliser | None = None
     """Of a continuous feature; default: `quantile` for the ranker, `scale` needs `low` and `high`."""
     low: float = 0.0
@@ -68,12 +69,13 @@ class FeatureConfig(Settings):
     def feature(self) -> Feature:
         """The feature it describes."""
         continuous = self.kind == Kind.CONTINUOUS
+        room, _, column = self.source.partition(".")
         return Feature(
             name=self.name,
             kind=self.kind,
             side=self.side,
             source=self.source,
-            id_space=None if continuous else self.id_space or self.name,
+            id_space=None if continuous else self.id_space or (column if room == "watches" else self.name),
             max_length=self.max_length,
             normaliser=self.normaliser or (Normaliser.QUANTILE if continuous else None),
             low=self.low,
@@ -295,21 +297,31 @@ def _choose(model: Model, defaults: list[Feature], columns: Columns, config: Fea
         if model not in added.models:
             continue
         feature = added.feature()
-        if feature.source in {f"request.{outcome}" for outcome in OUTCOMES}:
-            raise ConfigError(f"configured feature {added.name!r}: {added.source} is the outcome that models predict")
-        if feature.name in RESERVED:
-            raise ConfigError(
-                f"configured feature {added.name!r}: the name is taken by a column of examples; rename it"
-            )
-        if absent := absent_columns(feature, columns, model):
-            raise ConfigError(f"configured feature {added.name!r} ({added.source}): {absent}")
-        if model in GENERATORS and feature.normaliser == Normaliser.QUANTILE:
-            raise ConfigError(
-                f"configured feature {added.name!r}: a candidate generator has no quantiles; "
-                "set normaliser: scale with low and high"
-            )
+        _refuse_unfit(feature, columns, model)
         kept.append(feature)
     return FeatureList(FeatureSpec(tuple(kept)), left_out)
+
+
+def _refuse_unfit(feature: Feature, columns: Columns, model: Model) -> None:
+    """Raises ConfigError where a configured feature cannot be, or tells what is not known at the request."""
+    where, (room, column) = f"configured feature {feature.name!r}", feature.source.split(".", 1)
+    if room == "request" and column in OUTCOMES:
+        raise ConfigError(f"{where}: {feature.source} is the outcome that models predict")
+    if room == "watches" and column in OUTCOMES:
+        raise ConfigError(
+            f"{where}: {feature.source} is known only after a watch ended; history.watched_time_s is the watch time "
+            "where it ended before the next watch"
+        )
+    if feature.name in RESERVED:
+        raise ConfigError(f"{where}: the name is taken by a column of examples; rename it")
+    if absent := absent_columns(feature, columns, model):
+        raise ConfigError(f"{where} ({feature.source}): {absent}")
+    if feature.multivalent and feature.kind == Kind.CONTINUOUS and model != "sequence_generator":
+        raise ConfigError(
+            f"{where}: {feature.source} is a list of numbers, which sequence_generator alone can have, found {model}"
+        )
+    if model in GENERATORS and feature.normaliser == Normaliser.QUANTILE:
+        raise ConfigError(f"{where}: a candidate generator has no quantiles; set normaliser: scale with low and high")
 
 
 def absent_columns(feature: Feature, columns: Columns, model: Model) -> str | None:

@@ -218,7 +218,9 @@ def ranking_examples(
     impressions = shard.events["impressions"]
     table = impressions.table
     rows = RequestRows(table, impressions.user, labels.snapshot_us)
-    columns = FeatureColumns(spec.features, encoder, shard.users, rows, utc_offset_s)
+    watches = shard.events.get("watches")
+    of_watches = watches.table if watches else None
+    columns = FeatureColumns(spec.features, encoder, shard.users, rows, utc_offset_s, of_watches)
     history = Histories(shard, encoder, lists)
     clicked = numbers(table["clicked"])
     schema = ranking_schema(spec, "impression_id" in table.column_names)

@@ -7,6 +7,7 @@ from features.feature_lists import (
     IdSource,
     default_candidate_features,
     default_ranking_features,
+    default_sequence_features,
     id_sources,
 )
 from features.spec import Kind, Normaliser, Side
@@ -83,7 +84,10 @@ def test_a_configured_feature_is_added_to_the_models_it_names() -> None:
         ({"source": "users.regoin", "kind": "categorical"}, "no column 'regoin'; the nearest is 'region'"),
         ({"source": "history.watch_cuont", "kind": "continuous"}, "history.watch_cuont: no such derivation"),
         ({"source": "request.clicked", "kind": "continuous"}, "is the outcome that models predict"),
+        ({"source": "watches.watch_time_s", "kind": "continuous", "max_length": 5}, "history.watched_time_s"),
+        ({"source": "history.seconds_to_next_watch", "kind": "continuous", "max_length": 5}, "a list of numbers"),
         ({"source": "users.region", "kind": "categorical", "name": "user_id"}, "taken by a column of examples"),
+        ({"source": "users.region", "kind": "categorical", "name": "label_weights"}, "taken by a column of examples"),
         ({"source": "users.region", "kind": "categorical", "name": "page"}, "named more than once: page"),
     ],
 )  # fmt: skip
@@ -91,6 +95,17 @@ def test_a_wrong_configured_feature_is_refused_with_the_reason(entry: dict, mess
     config = FeatureListConfig(extra=(FeatureConfig(**{"name": "mine", **entry}),))
     with pytest.raises(ConfigError, match=message):
         default_ranking_features(FULL, config)
+
+
+def test_a_column_of_watches_shares_the_id_space_of_the_requests_column() -> None:
+    columns = {"watches": {"video_id", "origin"}}
+    extra = (
+        {"name": "watched_origin", "source": "watches.origin", "kind": "categorical", "max_length": 4},
+        {"name": "origin", "source": "request.origin", "kind": "categorical"},
+    )
+    config = FeatureListConfig(extra=[{**entry, "models": ["sequence_generator"]} for entry in extra])
+    spec = default_sequence_features(columns, config).spec
+    assert spec["watched_origin"].id_space == spec["origin"].id_space == "origin"
 
 
 def test_the_candidate_generator_has_no_quantiles() -> None:

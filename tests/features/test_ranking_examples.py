@@ -300,3 +300,15 @@ def test_every_continuous_derivation_is_a_default_feature_where_its_columns_are_
     numbers = {name: need for name, need in REQUIREMENTS.items() if need.kind == Kind.CONTINUOUS and not need.bag}
     continuous = {f"history.{name}" for name in numbers}
     assert continuous <= sources
+
+
+def test_the_ranker_can_have_a_column_of_each_watch(tmp_path: Path) -> None:
+    watches = [
+        {"user_id": "u", "video_id": v, "time_us": START_US + i, "page": p}
+        for i, (v, p) in enumerate([("a", "home"), ("b", "search"), ("a", "home")])
+    ]
+    pages = Feature("watched_page", Kind.CATEGORICAL, Side.QUERY, "watches.page", "page", 2)
+    shown = [impression("u", "a", 9, page="home"), impression("w", "a", 9, page="search")]
+    tables = {"impressions": table("impressions", shown), "watches": table("watches", watches)}
+    examples, _ = build(tmp_path, tables, FeatureSpec((pages,)))
+    assert examples["watched_page"].to_pylist() == [[2, 1], []]

@@ -139,7 +139,8 @@ def context_columns(
       skip_absent: leave out what the specification has no feature for, in place of an error.
 
     Raises:
-      ConfigError: a feature is absent, named twice, or its id space has no vocabulary.
+      ConfigError: a feature is absent, named twice, its id space has no vocabulary, or the watches' and the request's
+        values are not of one id space.
     """
     names = [feature.name for feature in wanted]
     repeated = sorted({name for name in names if names.count(name) > 1})
@@ -208,6 +209,11 @@ def _column(feature: ContextFeature, spec: FeatureSpec, vocabulary_sizes: Mappin
 def _watch_column(feature: ContextFeature, spec: FeatureSpec, vocabulary_sizes: Mapping[str, int]) -> ContextColumn:
     """A column of the watches that the request has too."""
     name, watched = feature.name, spec[f"watched_{feature.name}"]
+    if feature.post != Use.NONE and watched.id_space != spec[name].id_space:
+        raise ConfigError(
+            f"context feature {name!r}: expected {watched.name!r} and {name!r} in one id space, or both continuous, "
+            f"found {watched.id_space!r} and {spec[name].id_space!r}; give them the same id_space"
+        )
     if watched.kind == Kind.CONTINUOUS:
 
         def rows(values: tf.Tensor) -> tf.Tensor:

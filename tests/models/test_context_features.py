@@ -1,5 +1,7 @@
 """Context of watches: buckets, alignment with events and steps, the latent cross."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -123,6 +125,15 @@ def test_after_the_encoder_a_column_needs_the_requests_value_too():
     assert len(context_columns([ContextFeature(name="page", pre=Use.CROSS)], without, SIZES, False)[0]) == 1
     with pytest.raises(ConfigError, match="expected features page in"):
         context_columns([ContextFeature(name="page", post=Use.CROSS)], without, SIZES, False)
+
+
+def test_after_the_encoder_a_columns_values_are_of_one_id_space():
+    other = [replace(f, id_space="device") if f.name == "page" else f for f in SPEC.features]
+    page = ContextFeature(name="page", post=Use.CROSS)
+    with pytest.raises(ConfigError, match=r"'watched_page' and 'page' .* found 'page' and 'device'"):
+        context_columns([page], FeatureSpec(tuple(other)), SIZES, False)
+    before = page.model_copy(update={"pre": Use.CROSS, "post": Use.NONE})
+    assert context_columns([before], FeatureSpec(tuple(other)), SIZES, False)[0]
 
 
 def test_mistakes_are_told():

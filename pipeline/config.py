@@ -38,7 +38,7 @@ from pipeline.sources.movielens import MovieLensConfig
 from pipeline.sources.simulator_config import SimulatorConfig
 from pipeline.sources.validation import ValidationConfig
 from pipeline.training import TrainingConfig
-from serving.export import ExportConfig
+from serving.export import BRUTE_FORCE_SUFFIX, ExportConfig
 
 GeneratorName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 SourceConfig = Annotated[SimulatorConfig | FilesConfig | MovieLensConfig | KuaiRandConfig, Field(discriminator="kind")]
@@ -159,6 +159,16 @@ class RunConfig(Settings):
     @classmethod
     def _on_protocol(cls, value: Any) -> Any:
         return with_protocol(value) if isinstance(value, Mapping) else value
+
+    @model_validator(mode="after")
+    def _generators_have_folders_of_their_own(self) -> "RunConfig":
+        for name in self.generators:
+            if name == "ranker" or name.endswith(BRUTE_FORCE_SUFFIX):
+                raise ValueError(
+                    f"generators.{name}: the name is taken by the folder of the ranker or of an exact index; "
+                    "choose another"
+                )
+        return self
 
     @model_validator(mode="after")
     def _generators_can_be_indexed(self) -> "RunConfig":

@@ -14,6 +14,7 @@ from features.splits import Part
 from features.vocabulary import Vocabulary
 from models.candidate_generator import LABEL
 from models.raw_features import RawFeatures
+from pipeline.config import RunConfig
 from pipeline.evaluation.figures import write_json
 from pipeline.input_pipeline import ExampleColumns
 from pipeline.model_folder import load_candidate_generator, load_ranker
@@ -49,6 +50,12 @@ def export(run: Run) -> None:
     run.console.print(view)
 
 
+def exported_names(config: RunConfig) -> dict[str, str]:
+    """Generator of the configuration -> name of its export: `retrieval` of the first, else `retrieval_<name>`."""
+    first = next(iter(config.generators))
+    return {name: RETRIEVAL if name == first else f"{RETRIEVAL}_{name}" for name in config.generators}
+
+
 def exported_folders(run: Run) -> tuple[str, ...]:
     """The published folders that the last export left, relative to the run."""
     return tuple(read_manifest(run.folder / REPORT)["exported"])
@@ -76,7 +83,7 @@ def _provenance(run: Run, folder: str) -> dict:
 
 
 def _export_generator(run: Run, name: str) -> list[Path]:
-    """The first of the configuration as `retrieval`, a further one as `retrieval_<name>`."""
+    """Publishes the index of one generator, approximate and exact."""
     folder = generator_folder(name)
     generator = load_candidate_generator(run.folder / folder)
     model = run.features_of_generator(name)
@@ -93,7 +100,6 @@ def _export_generator(run: Run, name: str) -> list[Path]:
         _available(encoder.catalogue) & represented(vectors),
     )
     columns = ExampleColumns(ExampleSet(run.examples(model)), (_part(run, model),), (LABEL,))
-    first = name == next(iter(run.config.generators))
     return list(
         export_retrieval(
             run.folder / "export",
@@ -104,7 +110,7 @@ def _export_generator(run: Run, name: str) -> list[Path]:
             query_vectors(generator, columns),
             run.config.export,
             _provenance(run, folder),
-            RETRIEVAL if first else f"{RETRIEVAL}_{name}",
+            exported_names(run.config)[name],
             name,
         ).values()
     )

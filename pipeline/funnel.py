@@ -18,9 +18,9 @@ from pipeline.config import RunConfig
 from pipeline.quiet_start import find_devices
 from pipeline.run import EXAMPLES, SEQUENCES, Run
 from pipeline.sources.simulator import SimulatorConfig, simulate
-from pipeline.stages import Stage, Verified, durations, execute, locked
+from pipeline.stages import Stage, Verified, durations, execute, locked, up_to_date
 from pipeline.strategies import StrategyName, is_further_process, serve_cluster
-from serving.export import RANKING, latest_version, retrieval_names
+from serving.export import RANKING, latest_version
 from serving.recommend import Recommender
 from serving.recommendations_table import recommendations_table
 
@@ -71,7 +71,7 @@ def model_part(run: Run) -> list[Stage]:
         Stage(
             "analyze",
             "vocabularies, statistics, catalogue",
-            {**seen, "analysis": config.analysis.model_dump(mode="json")},
+            {**seen, "sequences": SEQUENCES in run.models, "analysis": config.analysis.model_dump(mode="json")},
             ("tables",),
             ("features/vocabularies", "features/statistics", "features/catalogue", data_stages.STATISTICS_REPORT),
             lambda: data_stages.analyze(run),
@@ -201,14 +201,18 @@ def run_funnel(
 
 
 def _take_part(run: Run, only: str) -> None:
-    """What a process of a cluster does that is not the one to publish: it locks, records and publishes nothing."""
+    """What a process of a cluster does that is not the one to publish: it locks, records and publishes nothing.
+
+    Stages that the publishing process skips are skipped here too.
+    """
     trained = [*run.config.generators.values()] if only == TRAINING_STAGES[0] else [run.config.ranker]
     if any(model and model.training.strategy == StrategyName.PARAMETER_SERVER for model in trained):
         serve_cluster()
     for stage in model_part(run):
         if stage.name.partition(":")[0] == only:
             run.require(*stage.inputs)
-            stage.action()
+            if not up_to_date(stage, run.folder, run.console, package_version()):
+                stage.action()
 
 
 def _show_recommendations(run: Run) -> None:
@@ -220,7 +224,7 @@ def _show_recommendations(run: Run) -> None:
     last = watches.group_by("user_id").aggregate([("timestamp", "max"), ("timestamp", "count")])
     active = last.filter(pc.greater_equal(last["timestamp_count"], 5))
     chosen = (active if len(active) else last).sort_by([("timestamp_max", "descending"), ("user_id", "ascending")])
-    recommender = Recommender(run.folder / "export", run.tables, run.config.features)
+    recommender = _recommender(run.folder, run.config)
     for user in chosen["user_id"][:count].to_pylist():
         run.console.print(recommendations_table(recommender.recommend(user, count=10), run.tables))
 
@@ -231,13 +235,19 @@ def recommend_from(
     """Prints the list for one user from a finished run."""
     config = config_file.read_run(RunConfig, workdir)
     export, tables = workdir / "export", workdir / "tables"
-    names = [*retrieval_names(export), *([RANKING] if (export / RANKING).is_dir() else [])]
+    generators = export_stage.exported_names(config).values()
+    names = [*generators, *([RANKING] if (export / RANKING).is_dir() else [])]
     for folder in (tables, *(latest_version(export / name) for name in names)):
         read_manifest(folder, verify=True)
     find_devices()
-    recommender = Recommender(export, tables, config.features)
-    found = recommender.recommend(user, count, request={"page": page, "device": device})
+    found = _recommender(workdir, config).recommend(user, count, request={"page": page, "device": device})
     console.print(recommendations_table(found, tables))
+
+
+def _recommender(folder: Path, config: RunConfig) -> Recommender:
+    """Of the generators in the configuration: `export` may hold others, of earlier configurations of the run."""
+    generators = export_stage.exported_names(config).values()
+    return Recommender(folder / "export", folder / "tables", config.features, tuple(generators))
 
 
 def simulate_to(output: Path, overrides: Sequence[str], console: Console) -> None:

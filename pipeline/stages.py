@@ -108,6 +108,15 @@ def execute(
         console.print(f"[green]{stage.name}: done in {time.monotonic() - started:.1f} s[/green]")
 
 
+def up_to_date(stage: Stage, run: Path, console: Console, version: str) -> bool:
+    """Whether `execute` with the same arguments would skip the stage.
+
+    Raises:
+      ArtifactError: an input of the stage was never published.
+    """
+    return _holds(stage, run, _fingerprint(stage, run, version), Verified(run), console)
+
+
 @contextmanager
 def damage_named(folders: Sequence[Path]) -> Iterator[None]:
     """Where a library fails on what it reads from published folders, the damaged file is named instead.

@@ -73,17 +73,24 @@ class Recommender:
         `ranking`.
       tables: the run's `tables` folder.
       lists: lengths of the histories that are sent.
+      generators: names of the exported candidate generators that are asked; None: all there are.
 
     Raises:
-      ArtifactError: no retrieval model is published.
+      ArtifactError: a retrieval model is not published.
     """
 
-    def __init__(self, export: Path, tables: Path, lists: FeatureListConfig | None = None) -> None:
+    def __init__(
+        self,
+        export: Path,
+        tables: Path,
+        lists: FeatureListConfig | None = None,
+        generators: Sequence[str] | None = None,
+    ) -> None:
         self._tables = tables
         self._lists = lists or FeatureListConfig()
         self._models = []  # a signature does not keep its model
         self._retrieval: dict[str, ConcreteFunction] = {}
-        for name in retrieval_names(export):
+        for name in generators or retrieval_names(export):
             folder = latest_version(export / name)
             self._models.append(tf.saved_model.load(str(folder)))
             self._retrieval[read_manifest(folder)["source"]] = self._models[-1].signatures[RETRIEVAL]

@@ -1,0 +1,66 @@
+"""Runs with several candidate generators: which stages there are, which of them run, and names of exports."""
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+from rich.console import Console
+
+from features.artifacts import publish
+from pipeline import funnel
+from pipeline.config import RunConfig
+from pipeline.export_stage import exported_names
+from pipeline.funnel import model_part
+from pipeline.run import Run
+from pipeline.stages import Stage, execute
+from tests.features.example_logs import platform, write_tables
+
+SEQUENCES = {"kind": "latent_cross"}
+
+
+def config_of(**models: dict) -> RunConfig:
+    generators = {name: {"model": model} for name, model in models.items()}
+    return RunConfig.model_validate({"generators": generators, "ranker": None})
+
+
+def test_a_first_sequence_model_needs_the_vocabularies_of_its_features(tmp_path: Path) -> None:
+    """The page of each watch is seen by sequence models alone, so the analysis depends on whether there are any."""
+    write_tables(tmp_path / "tables", platform(users=3))
+    analyses = []
+    for models in ({"bags": {}}, {"bags": {}, "sequences": SEQUENCES}, {"sequences": SEQUENCES}):
+        stages = model_part(Run(tmp_path, config_of(**models), (), Console(quiet=True)))
+        analyses.append(next(stage.settings for stage in stages if stage.name == "analyze"))
+    assert analyses[0] != analyses[1] == analyses[2]
+
+
+def test_the_first_generator_is_exported_as_retrieval_and_further_ones_by_name() -> None:
+    config = config_of(bags={}, m3={"kind": "m3"}, gru=SEQUENCES)
+    assert exported_names(config) == {"bags": "retrieval", "m3": "retrieval_m3", "gru": "retrieval_gru"}
+
+
+@pytest.mark.parametrize("name", ["ranker", "brute_force", "m3_brute_force"])
+def test_a_generator_cannot_have_the_folder_of_another_model(name: str) -> None:
+    with pytest.raises(ValidationError, match=f"generators.{name}: the name is taken"):
+        config_of(bags={}, **{name: SEQUENCES})
+
+
+def test_a_further_process_takes_part_in_what_the_publishing_one_trains_and_in_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a stop between two generators the first is skipped there; to train it here would wait for it forever."""
+    trained = []
+
+    def stage(name: str, folder: str) -> Stage:
+        def action() -> None:
+            trained.append(folder)
+            with publish(tmp_path / folder, {}):
+                pass
+
+        return Stage(name, "", 0, (), (folder,), action)
+
+    stages = [stage("train-generator", "models/a"), stage("train-generator:b", "models/b"), stage("train-ranker", "r")]
+    execute(stages[:1], tmp_path, Console(quiet=True), funnel.package_version())
+    monkeypatch.setattr(funnel, "model_part", lambda run: stages)
+    trained.clear()
+    funnel._take_part(Run(tmp_path, config_of(a={}, b={}), (), Console(quiet=True)), "train-generator")
+    assert trained == ["models/b"]

@@ -19,7 +19,7 @@ Times are float64 seconds since the epoch, NaN where only the order is known. Ev
 are not sent, nor the watch time of a watch that had not ended.
 """
 
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -90,11 +90,11 @@ def raw_requests(
     return {name: _typed(found[name], np.dtype(given.dtype)) for name, given in inputs.items()}
 
 
-def _histories_of(inputs: Iterable[str], requests: pa.Table) -> dict[str, dict[str, str]]:
-    """Event table -> raw input -> its column; `watched_<column>` is any further column of the watches."""
+def _histories_of(inputs: Mapping[str, RawInput], requests: pa.Table) -> dict[str, dict[str, str]]:
+    """Event table -> raw input -> its column; a list `watched_<column>` is any further column of the watches."""
     histories = {name: dict(columns) for name, columns in _HISTORIES.items()}
-    for name in inputs:
-        if name.startswith("watched_") and name not in requests.column_names:
+    for name, given in inputs.items():
+        if name.startswith("watched_") and given.rank == 2 and name not in requests.column_names:
             histories["watches"].setdefault(name, name.removeprefix("watched_"))
     return histories
 
@@ -274,8 +274,18 @@ def _absent(values: np.ndarray) -> np.ndarray:
 
 
 def _typed(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """Missing values become "" or NaN; booleans 1 and 0."""
+    """Missing values become "" or NaN; booleans 1 and 0, as ids "true" and "false"."""
+    if dtype.kind == "O":
+        values = _texts(values)
     missing: str | float = "" if dtype.kind == "O" else np.nan
     if values.dtype == object:
         values = np.where(_absent(values), missing, values)
     return values.astype(dtype)
+
+
+def _texts(values: np.ndarray) -> np.ndarray:
+    """Ids of any type as texts, written as the example jobs write them."""
+    flat = values.reshape(-1).tolist()
+    if not all(value is None or isinstance(value, str) for value in flat):
+        flat = pa.array(flat).cast(pa.string()).to_pylist()
+    return _objects(flat).reshape(values.shape)

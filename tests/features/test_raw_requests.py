@@ -144,6 +144,29 @@ def test_columns_of_requests_are_padded_and_absent_ones_missing(tables: Path):
     assert not "".join(raw["interests"].ravel())
 
 
+def test_ids_are_texts_whatever_the_type_of_their_column(tmp_path: Path):
+    """As the example jobs look them up: numbers and truth values by Arrow's way of writing them."""
+    start = {"user_id": ["u", "u"], "video_id": ["a", "b"], "timestamp": [at(1), at(2)]}
+    write(tmp_path, "watches", {**start, "level": [7, None], "muted": [True, False]})
+    requests = request_table(["u"], [9], tab=[3], tags=[[1, 2]])
+    inputs = {"watched_level": RawInput(TEXT, 2), "watched_muted": RawInput(TEXT, 2)}
+    inputs |= {"tab": RawInput(TEXT, 1), "tags": RawInput(TEXT, 2)}
+    raw = raw_requests(tmp_path, requests, inputs, CONFIG)
+    assert raw["watched_level"].tolist() == [["7", ""]]
+    assert raw["watched_muted"].tolist() == [["true", "false"]]
+    assert raw["tab"].tolist() == ["3"]
+    assert raw["tags"].tolist() == [["1", "2"]]
+
+
+def test_a_users_column_may_be_called_as_a_column_of_watches(tmp_path: Path):
+    write(tmp_path, "watches", {"user_id": ["u"], "video_id": ["a"], "timestamp": [at(1)], "level": [4.0]})
+    write(tmp_path, "users", {"user_id": ["u"], "watched_hours": [2.5]}, ".")
+    inputs = {"watched_hours": RawInput(NUMBER, 1), "watched_level": RawInput(NUMBER, 2)}
+    raw = raw_requests(tmp_path, request_table(["u"], [9]), inputs, CONFIG)
+    assert raw["watched_hours"].tolist() == [2.5]
+    assert raw["watched_level"].tolist() == [[4.0]]
+
+
 def test_what_the_log_says_of_a_request_is_found_by_user_video_and_time(tables: Path):
     examples = pa.table(
         {"user_id": ["ü", "ü"], "video_id": ["d", "a b"], "timestamp": pa.array([at(2), at(1)], TIMESTAMP)}

@@ -6,10 +6,9 @@
   recurrent cell, and both.
 - Figure 4: the production model with all its context concatenated, with crosses on top of that, and without context.
 
-Worlds: `plausible`, the simulator whose pages and devices multiply users' tastes, twice as strongly as its default;
-`decisive`, where they do so three times as strongly and there are neither series nor favourite uploaders, so that taste
-decides nearly all that is watched; and `no_context`, where neither page, device, hour nor the time between watches
-tells anything of what is watched: pages and devices change no taste and prefer no duration, watch-next pages show
+Worlds: `decisive`, the simulator whose pages and devices multiply users' tastes three times as strongly as its default,
+with neither series nor favourite uploaders, so that taste decides nearly all that is watched; and `no_context`, where
+neither page, device, hour nor the time between watches tells anything of what is watched: pages and devices change no taste and prefer no duration, watch-next pages show
 nothing related, nobody is into a topic for a while, and there are neither series nor favourites. There Figure 4 alone
 is measured, whose context holds that of the others.
 """
@@ -30,7 +29,6 @@ MEASURED_WITHOUT = ("Figure 4, all context",)
 NO_HABITS = {"series": 0.0, "loyalty": 0.0}
 WORLDS: dict[str, dict[str, Any]] = {
     "decisive": {"context": 3.0, **NO_HABITS},
-    "plausible": {"context": 2.0},
     OFF: {
         **dict.fromkeys(("context", "duration_fit", "related", "short_term_taste", "time_of_day"), 0.0),
         **NO_HABITS,

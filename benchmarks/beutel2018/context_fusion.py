@@ -6,11 +6,12 @@
   recurrent cell, and both.
 - Figure 4: the production model with all its context concatenated, with crosses on top of that, and without context.
 
-Worlds: `decisive`, the simulator whose pages and devices multiply users' tastes three times as strongly as its default,
-with neither series nor favourite uploaders, so that taste decides nearly all that is watched; and `no_context`, where
-neither page, device, hour nor the time between watches tells anything of what is watched: pages and devices change no taste and prefer no duration, watch-next pages show
-nothing related, nobody is into a topic for a while, and there are neither series nor favourites. There Figure 4 alone
-is measured, whose context holds that of the others.
+Worlds: `decisive`, the simulator whose pages and devices multiply users' tastes three times as strongly as its
+default, with neither series nor favourite uploaders, so that taste decides nearly all that is watched; and
+`no_context`, where neither page, device, hour nor the time between watches tells anything of what is watched: pages
+and devices change no taste and prefer no duration, watch-next pages show nothing related, nobody is into a topic for a
+while, and there are neither series nor favourites. There Figure 4 alone is measured, whose context holds that of the
+others.
 """
 
 from typing import Any

@@ -57,7 +57,7 @@ def co_watch_embeddings(
     if dimension >= min(num_users, num_videos):
         raise DataError(
             f"co-watch embeddings: expected more than {dimension} users and videos (the dimension), found {num_users} "
-            f"users and {num_videos} videos; lower the generator's dimension or set its initial_embeddings to random"
+            f"users and {num_videos} videos; lower the generator's dimension or set its co_watch_start to null"
         )
     matrix = csr_matrix((np.ones(len(user)), (user, pairs[1])), shape=(num_users, num_videos))
     videos_of_user = np.asarray(matrix.sum(axis=1)).ravel()

@@ -2,11 +2,14 @@
 
 import json
 import os
+from collections.abc import Callable
 from enum import StrEnum
 
 import tensorflow as tf
 
 from features.errors import ConfigError
+
+_TABLE_ROWS_TO_COLUMNS = 4  # at least so many rows has a table that is split
 
 
 class StrategyName(StrEnum):
@@ -58,10 +61,32 @@ def make_strategy(
         )
     if name == StrategyName.MULTI_WORKER:
         return tf.distribute.MultiWorkerMirroredStrategy()
-    partitioner = tf.distribute.experimental.partitioners.MinSizePartitioner(min_shard_bytes, len(cluster["ps"]))
     return tf.distribute.ParameterServerStrategy(
-        tf.distribute.cluster_resolver.TFConfigClusterResolver(), variable_partitioner=partitioner
+        tf.distribute.cluster_resolver.TFConfigClusterResolver(),
+        variable_partitioner=table_partitioner(min_shard_bytes, len(cluster["ps"])),
     )
+
+
+def table_partitioner(min_shard_bytes: int, servers: int) -> Callable[[tf.TensorShape, tf.DType], list[int]]:
+    """How variables are split over parameter servers: by rows, where these are many more than columns, as in tables.
+
+    A recurrent layer hands its weights to a function of its own, which cannot take parts of one weight from several
+    servers. Its weights have a column for each gate of each unit, so that they are not split.
+
+    Args:
+      min_shard_bytes: a part is at least this large.
+      servers: parts at most.
+
+    Returns:
+      Shape and dtype of a variable -> number of parts along each axis.
+    """
+    split = tf.distribute.experimental.partitioners.MinSizePartitioner(min_shard_bytes, servers)
+
+    def parts(shape: tf.TensorShape, dtype: tf.DType) -> list[int]:
+        is_table = shape.rank == 2 and shape[0] >= _TABLE_ROWS_TO_COLUMNS * shape[1]
+        return split(shape, dtype) if is_table else [1] * shape.rank
+
+    return parts
 
 
 def is_chief(strategy: tf.distribute.Strategy) -> bool:

@@ -12,13 +12,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from features.example_reader import ExampleSet
 from features.splits import Part
 from pipeline.input_pipeline import ExampleColumns
 from pipeline.model_folder import load_candidate_generator
 from pipeline.retrieval_validation import retrieval_map
-from pipeline.strategies import StrategyName
+from pipeline.strategies import StrategyName, table_partitioner
 from tests.pipeline.synthetic_examples import publish_examples, taste_examples
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -129,6 +130,20 @@ def test_two_multi_worker_processes(examples: ExampleSet, processes: Processes, 
     for worker in workers:
         processes.finish(worker)
     check(tmp_path / "results", examples)
+
+
+@pytest.mark.parametrize(
+    ("shape", "parts"),
+    [
+        ((10_000, 64), [2, 1]),
+        ((256, 768), [1, 1]),  # a recurrent layer's weights, of inputs and of states: in parts they do not train
+        ((512, 768), [1, 1]),
+        ((500_000,), [1]),
+        ((1_000, 64), [1, 1]),  # 256,000 bytes
+    ],
+)
+def test_large_tables_are_split_over_servers_and_weights_of_layers_are_not(shape: tuple, parts: list[int]):
+    assert table_partitioner(256 << 10, servers=2)(tf.TensorShape(shape), tf.float32) == parts
 
 
 def test_a_parameter_server_training_survives_a_killed_worker(

@@ -176,8 +176,12 @@ def _needed(feature: ContextFeature) -> tuple[str, ...]:
 
 
 def context_sources(name: str, spec: FeatureSpec) -> tuple[str, ...]:
-    """The features of the specification that the context feature of that name is made of."""
-    return tuple(source for source in _SOURCES.get(name, (f"watched_{name}", name)) if source in spec)
+    """The features of the specification without which the context feature of that name is missing everywhere.
+
+    Of the watch's age that is the example age alone: the gaps that it is made of too tell of the time between watches.
+    """
+    sources = (EXAMPLE_AGE,) if name == WATCH_AGE else _SOURCES.get(name, (f"watched_{name}", name))
+    return tuple(source for source in sources if source in spec)
 
 
 def _column(feature: ContextFeature, spec: FeatureSpec, vocabulary_sizes: Mapping[str, int]) -> ContextColumn:

@@ -61,11 +61,12 @@ def test_gates_are_averaged_by_context_and_by_length_of_the_history() -> None:
     [
         ("page", {"watched_page", "page"}),
         ("time_delta", {"seconds_to_next_watch"}),
+        ("watch_age", {"example_age"}),  # the gaps tell of time_delta too
         ("share", {"watched_share", "share"}),
     ],
 )
 def test_a_missing_context_feature_is_missing_with_every_watch_and_in_the_request(name: str, gone: set[str]) -> None:
-    context = tuple(ContextFeature(name=n, pre=Use.CONCATENATE) for n in ("page", "time_delta", "share"))
+    context = tuple(ContextFeature(name=n, pre=Use.CONCATENATE) for n in ("page", "time_delta", "watch_age", "share"))
     model = LatentCross(LatentCrossConfig(dimension=4, units=4, context=context), SPEC, SIZES)
     before = tensors({k: v for k, v in batch().items() if k in SPEC})
     after = without_context(model, name, before)

@@ -8,8 +8,8 @@ those days, so that only their shape counts:
 
     error = Σ_days |predicted − true| / Σ_days true, summed over videos, resampled by video.
 
-The histories of users tell the date too, so the curve is taken twice: asked of the test users, whose histories stay as
-they are while only the age moves; and from the training examples, each with the history and the age of its own moment.
+The curve is taken twice, because histories tell of the date too: asked of the test users, whose histories stay as they
+are while only the age moves; and from the training examples, each with the history and the age of its own moment.
 What the feature can tell by itself is measured apart: networks that see nothing else, and functions of age fitted
 video by video without a network (`age_forms.py`).
 

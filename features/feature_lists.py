@@ -191,6 +191,8 @@ def default_sequence_features(columns: Columns, config: FeatureListConfig = DEFA
     Raises:
       ConfigError: a configured feature needs a column that the tables do not have.
     """
+    if needed := {"watched_video_ids", "watch_count"} & set(config.without):
+        raise ConfigError(f"features.without: generators of sequences cannot do without {', '.join(sorted(needed))}")
     scale, length = Normaliser.SCALE, config.sequence_length
     defaults = [
         _bag("watched_video_ids", "history.watched_video_ids", "video", length),

@@ -208,7 +208,9 @@ def has_ended(watches: RawWindow, moment_us: tf.Tensor) -> tf.Tensor:
 
 def seconds_to_next_watch(watches: RawWindow, now_us: tf.Tensor) -> tf.Tensor:
     """float32 `[B, size]` seconds to the next watch, from the last to the request; NaN where not known or padded."""
-    return seconds_between(watches.time_us, watches.until_next_us(now_us))
+    following = watches.until_next_us(now_us)
+    # A client may send a time of which only the order is known after one that is known.
+    return tf.where(following == ORDER_ONLY, np.float32(np.nan), seconds_between(watches.time_us, following))
 
 
 def watched_time_s(watches: RawWindow, now_us: tf.Tensor) -> tf.Tensor:

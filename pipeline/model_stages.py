@@ -179,19 +179,22 @@ def watch_counts(run: Run) -> np.ndarray:
 
 def _transform(run: Run, config: GeneratorConfig, columns: ExampleColumns, of_sequences: bool) -> Transform | None:
     """What the input pipeline adds to a batch: labels of every step, negatives."""
-    negatives = _negatives(run, config, columns)
+    negatives = _negatives(run, config, columns, of_sequences)
     if not of_sequences:
         return negatives
     return attach_step_labels if negatives is None else lambda batch: negatives(attach_step_labels(batch))
 
 
-def _negatives(run: Run, config: GeneratorConfig, columns: ExampleColumns) -> Transform | None:
+def _negatives(run: Run, config: GeneratorConfig, columns: ExampleColumns, of_sequences: bool) -> Transform | None:
     loss = config.model.loss
     if loss == Loss.SAMPLED:
         return attach_negatives(make_sampler(config.model.sampler, watch_counts(run), config.training.seed))
     if loss == Loss.IN_BATCH:
+        watches = watch_counts(run)
+        if of_sequences:  # nearly every watch is the label of a step
+            return attach_label_probability(watches)
         labels = columns.examples.read(Part.TRAIN, [LABEL])[LABEL].to_numpy()
-        return attach_label_probability(np.bincount(labels, minlength=len(watch_counts(run)) + 1)[1:])
+        return attach_label_probability(np.bincount(labels, minlength=len(watches) + 1)[1:])
     return None
 
 

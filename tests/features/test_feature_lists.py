@@ -22,6 +22,13 @@ FULL = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize("name", ["watched_video_ids", "watch_count"])
+def test_what_sequences_are_made_of_cannot_be_left_out(name: str) -> None:
+    config = FeatureListConfig(without=(name,))
+    with pytest.raises(ConfigError, match=f"generators of sequences cannot do without {name}"):
+        default_sequence_features({"watches": ["video_id"]}, config)
+
+
 def test_nothing_is_left_out_of_a_full_log() -> None:
     assert default_candidate_features(FULL).left_out == []
     assert default_ranking_features(FULL).left_out == []

@@ -353,3 +353,14 @@ def test_features_that_cannot_be_served_are_refused():
     constant = FeatureSpec((number("position", "request.position", serving_value=0.0),))
     with pytest.raises(ConfigError, match="at least one feature that is made of raw inputs"):
         RawFeatures(constant, encoder(np.random.default_rng(0)), LISTS)
+
+
+def test_a_gap_before_a_time_that_is_not_known_is_not_known():
+    spec = FeatureSpec((SPEC["seconds_to_next_watch"],))
+    features = RawFeatures(spec, encoder(np.random.default_rng(0)), LISTS)
+    raw = {
+        "watched_video_ids": tf.constant([VIDEO_IDS[:3]]),
+        "watched_timestamps": tf.constant([[100.0, np.nan, 160.0]], tf.float64),
+        "request_timestamp": tf.constant([200.0], tf.float64),
+    }
+    np.testing.assert_array_equal(features(raw)["seconds_to_next_watch"], [[np.nan, np.nan, 40.0, np.nan]])

@@ -75,7 +75,7 @@ def reproduce(request: Request) -> None:
 def training(size: int, full: bool) -> Training:
     """Adagrad at 0.01, the paper's rate; a tenth of the rows crossed with all indices of the other two axes."""
     return Training(
-        0.01, columns=size, rows=max(size // 10, 2), first_check=1000 if full else 50, doublings=5 if full else 1
+        0.01, 1e-4, columns=size, rows=max(size // 10, 2), first_check=1000 if full else 50, doublings=5 if full else 1
     )
 
 

@@ -26,9 +26,9 @@ def convergence_table(fits: Mapping[str, Fit], how: Training) -> ResultTable:
         )
     columns = ["model", "steps", "seeds converged", "gain of R by the last doubling, median", "largest"]
     note = (
-        f"Converged: the last doubling of the steps raised R by at most {how.tolerance}; all train until all have "
-        f"converged, and for {how.first_check << how.doublings:,} steps at most. Adagrad at {how.learning_rate}, "
-        f"batches of {how.rows} x {how.columns} cells."
+        f"Converged: the last doubling of the steps raised R by at most {how.tolerance}. All train until all have, for "
+        f"at most {how.first_check << how.doublings:,} steps. Adagrad at {how.learning_rate:g}, accumulators from "
+        f"{how.initial_accumulator:g}, batches of {how.rows} x {how.columns} cells."
     )
     return ResultTable("Convergence", columns, rows, [note], digits=5)
 

@@ -33,9 +33,14 @@ class ManyModels(tf.Module, ABC):
         """Predictions `[models, columns, rows]` for columns at `indices` `[columns, axes − 1]` and `rows` `[rows]`."""
 
     @property
+    def count(self) -> int:
+        """How many models."""
+        return len(self._random)
+
+    @property
     def parameters(self) -> int:
         """Of one model."""
-        return sum(variable.shape.num_elements() for variable in self.trainable_variables) // len(self._random)
+        return sum(variable.shape.num_elements() for variable in self.trainable_variables) // self.count
 
     def _normal(self, shape: tuple[int, ...], stddev: float) -> tf.Variable:
         return self._variable([random.normal(0, stddev, shape) for random in self._random])
@@ -46,7 +51,7 @@ class ManyModels(tf.Module, ABC):
         return self._variable([random.uniform(-limit, limit, shape) for random in self._random])
 
     def _zeros(self, *shape: int) -> tf.Variable:
-        return self._variable([np.zeros(shape)] * len(self._random))
+        return self._variable([np.zeros(shape)] * self.count)
 
     def _variable(self, values: Sequence[np.ndarray]) -> tf.Variable:
         return tf.Variable(np.stack(values).astype(np.float32))
@@ -63,11 +68,21 @@ class ConcatenatedNetworks(ManyModels):
       axes, size: of the tensors.
       dimension: of an embedding.
       widths: of the ReLU layers, at least one.
+      embedding_stddev: of the initial embeddings; None is `1 / sqrt(dimension)`.
     """
 
-    def __init__(self, seeds: Sequence[int], axes: int, size: int, dimension: int, widths: Sequence[int]) -> None:
+    def __init__(
+        self,
+        seeds: Sequence[int],
+        axes: int,
+        size: int,
+        dimension: int,
+        widths: Sequence[int],
+        embedding_stddev: float | None = None,
+    ) -> None:
         super().__init__(seeds)
-        self.embeddings = [self._normal((size, dimension), dimension**-0.5) for _ in range(axes)]
+        stddev = dimension**-0.5 if embedding_stddev is None else embedding_stddev
+        self.embeddings = [self._normal((size, dimension), stddev) for _ in range(axes)]
         inputs = axes * dimension
         self.first = [self._glorot((dimension, widths[0]), inputs, widths[0]) for _ in range(axes)]
         self.first_bias = self._zeros(widths[0])
@@ -144,7 +159,7 @@ class Training:
     with the root of their number, so progress goes by the logarithm of the steps.)
 
     Args:
-      learning_rate: Adagrad's; its accumulators begin at TensorFlow's 0.1.
+      learning_rate, initial_accumulator: Adagrad's.
       columns, rows: of a batch, see `balanced_batches`.
       first_check: steps before R is first measured.
       doublings: of the steps at most; training ends there, converged or not.
@@ -153,6 +168,7 @@ class Training:
     """
 
     learning_rate: float
+    initial_accumulator: float
     columns: int
     rows: int
     first_check: int
@@ -180,7 +196,7 @@ class Fit:
 
 def train(models: ManyModels, tensors: SyntheticTensors, training: Training, seed: int = 0) -> Fit:
     """Trains every model on the tensor at its place until all have converged; `seed` is of the batches."""
-    make_steps = training_steps(models, tensors, training.learning_rate)
+    make_steps = training_steps(models, tensors, training)
     batches = balanced_batches(tensors, training.columns, training.rows, seed)
     steps: list[int] = []
     found: list[np.ndarray] = []
@@ -201,12 +217,12 @@ def train(models: ManyModels, tensors: SyntheticTensors, training: Training, see
 
 
 def training_steps(
-    models: ManyModels, tensors: SyntheticTensors, learning_rate: float
+    models: ManyModels, tensors: SyntheticTensors, training: Training
 ) -> tf.types.experimental.GenericFunction:
     """A compiled function of columns `[steps, columns]` and rows `[steps, rows]`: a step on the cells of each."""
     values = tf.constant(tensors.values)
     places = tf.constant(tensors.indices(np.arange(tensors.values.shape[1])))
-    optimizer = tf_keras.optimizers.Adagrad(learning_rate, initial_accumulator_value=0.1, jit_compile=False)
+    optimizer = tf_keras.optimizers.Adagrad(training.learning_rate, training.initial_accumulator, jit_compile=False)
     optimizer.build(models.trainable_variables)
 
     @tf.function(jit_compile=True)

@@ -5,7 +5,7 @@ A tensor is kept as a matrix `[columns, size]`: its first axis along rows, all o
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -23,6 +23,10 @@ class SyntheticTensors:
     values: np.ndarray
     size: int
     axes: int
+
+    def first(self, count: int) -> "SyntheticTensors":
+        """The tensors of the first `count` seeds."""
+        return replace(self, values=self.values[:count])
 
     def indices(self, columns: np.ndarray) -> np.ndarray:
         """int32 `[n, axes − 1]`: where columns `[n]` lie on the axes after the first."""

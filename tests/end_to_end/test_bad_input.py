@@ -154,7 +154,7 @@ def test_an_unknown_setting_tells_the_nearest(logs: Logs) -> None:
         ("generators.two_tower.training.epoch=3", "did you mean 'epochs'?"),
         ("split.t0=2035-01-01", "split: test labels would start at 2035"),
         ("split.test_days=60", "training"),
-        ("source.kind=kafka", "'files', 'movielens', 'kuairand'"),
+        ("source.kind=kafka", "files, movielens, kuairand"),
         ("evaluation.retrieval_baselines.methods=[popularty]", "'popularity'"),
         ("generators.two_tower.training.strategy=tpu", "Set tpu_address"),
         ("features.without=[regoin]", "no default feature 'regoin'; did you mean 'region'?"),

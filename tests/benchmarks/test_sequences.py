@@ -1,0 +1,55 @@
+"""The models that the experiments of sequences compare, and what is made of them."""
+
+import numpy as np
+import pytest
+
+from benchmarks.beutel2018.context_models import figure_3, figure_4, table_4
+from benchmarks.sequences import Variant
+from benchmarks.tang2019.range_models import MIXTURES, RECURRENT, TABLE_5, baselines, gates, mixture, subsets
+from benchmarks.tang2019.sparse_gates import with_threshold
+from models.context_features import Use
+from models.m3 import M3, Encoder, M3Config
+from pipeline.config import GeneratorConfig
+from tests.models.sequence_batches import SIZES, SPEC, batch, tensors
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_every_variant_is_a_model_and_a_name_means_one(full: bool) -> None:
+    groups = [*(comparison.variants for comparison in (table_4(full), figure_3(full), figure_4(full)))]
+    for variants in ([v for group in groups for v in group], [*baselines(full), *subsets(full), *gates(full)]):
+        by_name: dict[str, Variant] = {}
+        for variant in variants:
+            config = GeneratorConfig.model_validate({"model": dict(variant.model)})
+            assert config.model.dimension == (64 if full else 8)
+            assert by_name.setdefault(variant.name, variant).model == variant.model
+    assert {*MIXTURES, RECURRENT, *TABLE_5.values()} <= set(by_name)
+
+
+def test_the_compared_models_differ_in_nothing_but_how_context_enters() -> None:
+    for comparison, feature in ((table_4(True), "time_delta"), (figure_3(True), "page")):
+        models = {
+            variant.name: GeneratorConfig.model_validate({"model": dict(variant.model)}).model
+            for variant in comparison.variants
+        }
+        uses = {name: {c.name: c for c in model.context}.get(feature) for name, model in models.items()}
+        assert uses[comparison.without] is None
+        assert {uses[comparison.crossed].pre, uses[comparison.crossed].post} == {Use.CROSS, Use.NONE}
+        assert Use.CROSS not in {uses[comparison.concatenated].pre, uses[comparison.concatenated].post}
+        rest = [model.model_copy(update={"context": ()}) for model in models.values()]
+        assert all(model == rest[0] for model in rest)
+
+
+def test_subsets_have_the_encoders_of_their_letters() -> None:
+    for variant in subsets(True):
+        letters = "".join(Encoder(name).name[0] for name in variant.model["encoders"])
+        assert variant.name == f"M3R-{letters}"
+
+
+def test_another_threshold_has_the_same_weights_and_leaves_out_what_is_below() -> None:
+    config = {**mixture(False), "context": (), "gate": "bottom", "loss": "full"}
+    trained = M3(M3Config.model_validate(config), SPEC, SIZES)
+    features = tensors({name: values for name, values in batch().items() if name in SPEC})
+    same, none = with_threshold(trained, None), with_threshold(trained, 0.999)
+    expected = trained.query_embeddings(features).numpy()
+    np.testing.assert_array_equal(same.query_embeddings(features), expected)
+    np.testing.assert_array_equal(none.last_state(features), np.zeros_like(none.last_state(features)))

@@ -43,6 +43,13 @@ class Untracked:
 
 
 def variables_read(functions: Iterable[ConcreteFunction]) -> list[tf.Variable]:
-    """The variables that traced functions read, each once."""
-    found = {id(variable): variable for function in functions for variable in function.graph.variables}
+    """The variables that traced functions read, each once, in the order in which they are first read.
+
+    A graph's own list of them is in the order of their addresses, another one in each process, so that two exports of
+    one model would number them differently.
+    """
+    found: dict[int, tf.Variable] = {}
+    for function in functions:
+        by_handle = {id(variable.handle): variable for variable in function.graph.variables}
+        found |= {id(handle): by_handle[id(handle)] for handle in function.captured_inputs if id(handle) in by_handle}
     return list(found.values())

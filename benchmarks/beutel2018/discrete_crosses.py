@@ -73,14 +73,13 @@ def reproduce(request: Request) -> None:
 
 
 def training(size: int, full: bool) -> Training:
-    """Adagrad at 0.01, the paper's rate; a tenth of the rows crossed with all indices of the other two axes."""
-    return Training(
-        0.01, 1e-4, columns=size, rows=max(size // 10, 2), first_check=1000 if full else 50, doublings=5 if full else 1
-    )
+    """Adagrad at 0.01, the paper's rate; batches of as many pairs as there are users, with a tenth of the items."""
+    checks = {"first_check": 1000, "doublings": 5} if full else {"first_check": 50, "doublings": 1}
+    return Training(0.01, 1e-4, size, max(size // 10, 2), **checks, compiled=full)
 
 
 def tell(request: Request, name: str, fit: Fit) -> None:
-    request.say(f"{name}: R {np.median(fit.correlations[-1]):.4f} after {fit.steps[-1]:,} steps")
+    request.say(f"{name}: R {median(fit):.4f} after {fit.steps[-1]:,} steps")
 
 
 def network_name(depth: int, width: int) -> str:

@@ -83,7 +83,8 @@ def training(size: int, full: bool) -> Training:
     TensorFlow's 0.1 is far above the squared gradients of a mean over cells; from there the steps are so small that
     models of three axes have not left the plateau around zero after 10,000 of them.
     """
-    return Training(0.1, 1e-4, size // 4, size, first_check=500 if full else 50, doublings=5 if full else 1)
+    checks = {"first_check": 500, "doublings": 5} if full else {"first_check": 50, "doublings": 1}
+    return Training(0.1, 1e-4, size // 4, size, **checks, compiled=full)
 
 
 def fit_all(request: Request, tensors: SyntheticTensors, widths: tuple[int, ...], how: Training) -> dict[str, Fit]:

@@ -5,7 +5,7 @@ alone. The models see the axes of a `SyntheticTensors` as discrete features, eac
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice, pairwise
 
@@ -14,6 +14,9 @@ import tensorflow as tf
 import tf_keras
 
 from benchmarks.beutel2018.synthetic_tensors import SyntheticTensors, balanced_batches, pearson
+
+Predictor = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
+"""Indices and rows to predictions, see `ManyModels.__call__`."""
 
 
 class ManyModels(tf.Module, ABC):
@@ -25,7 +28,6 @@ class ManyModels(tf.Module, ABC):
 
     def __init__(self, seeds: Sequence[int]) -> None:
         super().__init__()
-        self.predict = tf.function(self.__call__, jit_compile=True)
         self._random = [np.random.default_rng([seed, 1]) for seed in seeds]
 
     @abstractmethod
@@ -164,7 +166,8 @@ class Training:
       first_check: steps before R is first measured.
       doublings: of the steps at most; training ends there, converged or not.
       tolerance: see above.
-      steps_per_call: of the compiled function; divides `first_check`.
+      steps_per_call: of TensorFlow; divides `first_check`.
+      compiled: by XLA, which takes a second or two for each model.
     """
 
     learning_rate: float
@@ -175,6 +178,7 @@ class Training:
     doublings: int
     tolerance: float = 0.001
     steps_per_call: int = 50
+    compiled: bool = True
 
 
 @dataclass(frozen=True)
@@ -197,6 +201,7 @@ class Fit:
 def train(models: ManyModels, tensors: SyntheticTensors, training: Training, seed: int = 0) -> Fit:
     """Trains every model on the tensor at its place until all have converged; `seed` is of the batches."""
     make_steps = training_steps(models, tensors, training)
+    predict = tf.function(models.__call__, jit_compile=training.compiled)
     batches = balanced_batches(tensors, training.columns, training.rows, seed)
     steps: list[int] = []
     found: list[np.ndarray] = []
@@ -208,7 +213,7 @@ def train(models: ManyModels, tensors: SyntheticTensors, training: Training, see
             columns, rows = zip(*islice(batches, training.steps_per_call), strict=True)
             make_steps(tf.stack(columns), tf.stack(rows))
         steps.append(until)
-        found.append(correlations(models, tensors))
+        found.append(correlations(predict, tensors))
         if doubling:
             converged = found[-1] - found[-2] <= training.tolerance
         if converged.all():
@@ -219,13 +224,13 @@ def train(models: ManyModels, tensors: SyntheticTensors, training: Training, see
 def training_steps(
     models: ManyModels, tensors: SyntheticTensors, training: Training
 ) -> tf.types.experimental.GenericFunction:
-    """A compiled function of columns `[steps, columns]` and rows `[steps, rows]`: a step on the cells of each."""
+    """A function of columns `[steps, columns]` and rows `[steps, rows]`: a step on the cells of each."""
     values = tf.constant(tensors.values)
     places = tf.constant(tensors.indices(np.arange(tensors.values.shape[1])))
     optimizer = tf_keras.optimizers.Adagrad(training.learning_rate, training.initial_accumulator, jit_compile=False)
     optimizer.build(models.trainable_variables)
 
-    @tf.function(jit_compile=True)
+    @tf.function(jit_compile=training.compiled)
     def steps(columns: tf.Tensor, rows: tf.Tensor) -> None:
         for place in tf.range(tf.shape(columns)[0]):
             targets = tf.gather(tf.gather(values, columns[place], axis=1), rows[place], axis=2)
@@ -238,12 +243,10 @@ def training_steps(
     return steps
 
 
-def correlations(models: ManyModels, tensors: SyntheticTensors) -> np.ndarray:
+def correlations(predict: Predictor, tensors: SyntheticTensors) -> np.ndarray:
     """Pearson's R of every model's predictions with its tensor over all cells, `[models]`."""
     rows = tf.range(tensors.size)
     columns = np.arange(tensors.values.shape[1])
     parts = np.split(columns, range(tensors.size, len(columns), tensors.size))
-    predictions = np.concatenate(
-        [models.predict(tf.constant(tensors.indices(part)), rows).numpy() for part in parts], axis=1
-    )
+    predictions = np.concatenate([predict(tf.constant(tensors.indices(part)), rows).numpy() for part in parts], axis=1)
     return np.array([pearson(*pair) for pair in zip(predictions, tensors.values, strict=True)])

@@ -13,6 +13,7 @@ from benchmarks.speed.peers import Peers
 NAMES = {
     "analysis": "Beam analysis and example building: events per second, peak memory, same bytes from run to run",
     "training_step": "sampled softmax and training steps, beside TensorFlow's own and PyTorch",
+    "sequence_step": "training steps of the sequence models, beside PyTorch and by number of videos",
     "retrieval": "recall against latency over a million videos, beside ScaNN's binding, TFRS, faiss and hnswlib",
     "ranking": "latency of scoring candidates, and its share of the machine's floating-point limit",
     "simulator": "events per second of the simulated platform",

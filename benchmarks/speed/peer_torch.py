@@ -1,7 +1,7 @@
 """Training steps in PyTorch, sparse embeddings and Adagrad: runs in the peers' environment, imports nothing of ours.
 
-python peer_torch.py CASE JSON, where CASE is `softmax` or `two_tower` and JSON its sizes. Prints a line of JSON when it
-is ready and then, for every line read, makes so many steps and prints their mean seconds.
+python peer_torch.py CASE JSON, where CASE is `softmax`, `two_tower` or `recurrent` and JSON its sizes. Prints a line of
+JSON when it is ready and then, for every line read, makes so many steps and prints their mean seconds.
 """
 
 import json
@@ -48,6 +48,23 @@ class TwoTower(nn.Module):
         return self.layers(torch.cat([self.bags[0](watched), self.bags[1](searched)], 1))
 
 
+class Recurrent(nn.Module):
+    """A ReLU layer, a GRU, a ReLU layer: the query before each watch of a history and after the last."""
+
+    def __init__(self, videos, embedding, units, dimension):
+        super().__init__()
+        self.watched = nn.Embedding(videos + 1, embedding, sparse=True, padding_idx=0)
+        self.below = nn.Linear(embedding, units)
+        self.gru = nn.GRU(units, units, batch_first=True)
+        self.above = nn.Linear(units, dimension)
+        self.videos = nn.Embedding(videos + 1, dimension, sparse=True, padding_idx=0)
+
+    def forward(self, watched):
+        states, _ = self.gru(torch.relu(self.below(self.watched(watched))))
+        states = nn.functional.pad(states, (0, 0, 1, 0))
+        return torch.relu(self.above(states)).flatten(0, 1)
+
+
 def zipf_rows(rows, *shape):
     """Rows in 1 to `rows`, P(row) close to proportional to 1 / row: what our batches hold."""
     return (torch.rand(*shape) * math.log(rows + 1)).exp().long().clamp(1, rows)
@@ -63,8 +80,11 @@ def distinct_rows(rows, count):
 def make(case, size):
     batch, sampled, videos, dimension = (size[name] for name in ("batch", "sampled", "videos", "dimension"))
     labels = zipf_rows(videos, batch)
+    if case == "recurrent":  # each watch is the label of those before it
+        watched = zipf_rows(videos, batch, size["length"])
+        labels = torch.cat([watched, labels[:, None]], 1).flatten()
     negatives = distinct_rows(videos, sampled)
-    counts = torch.rand(batch) * 0.5 + 0.1, torch.rand(sampled) * 0.5 + 0.1
+    counts = torch.rand(len(labels)) * 0.5 + 0.1, torch.rand(sampled) * 0.5 + 0.1
     if case == "softmax":
         table = nn.Embedding(videos + 1, dimension, sparse=True)
         queries = torch.randn(batch, dimension)
@@ -72,6 +92,13 @@ def make(case, size):
 
         def loss():
             return sampled_loss(queries, table, labels, negatives, *counts)
+
+    elif case == "recurrent":
+        model = Recurrent(videos, size["embedding"], size["units"], dimension)
+        optimizer = torch.optim.Adagrad(model.parameters(), lr=0.1)
+
+        def loss():
+            return sampled_loss(model(watched), model.videos, labels, negatives, *counts)
 
     else:
         model = TwoTower(videos, size["tokens"], dimension, size["widths"])

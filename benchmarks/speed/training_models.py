@@ -38,7 +38,7 @@ class SoftmaxSizes:
         random = np.random.default_rng(0)
         labels = tf.constant(zipf_rows(random, self.videos, self.batch))
         queries = tf.constant(random.normal(size=(self.batch, self.dimension)), tf.float32)
-        return _with_negatives({"queries": queries, LABEL: labels}, self.videos, sampled)
+        return with_negatives({"queries": queries, LABEL: labels}, self.videos, sampled)
 
     def as_json(self) -> dict[str, int]:
         return asdict(self)
@@ -68,7 +68,7 @@ def zipf_rows(random: np.random.Generator, videos: int, size: int | tuple[int, .
     return np.minimum(np.exp(random.random(size) * np.log(videos + 1)).astype(np.int32), videos)
 
 
-def _with_negatives(batch: Mapping[str, tf.Tensor], videos: int, sampled: int) -> dict[str, tf.Tensor]:
+def with_negatives(batch: Mapping[str, tf.Tensor], videos: int, sampled: int) -> dict[str, tf.Tensor]:
     config = NegativeSamplerConfig(distribution=Distribution.LOG_UNIFORM, num_sampled=sampled)
     return attach_negatives(make_sampler(config, np.ones(videos), seed=0))(batch)
 
@@ -124,7 +124,7 @@ def tower_batch(sizes: TowerSizes, spec: FeatureSpec, drawn_from: int | None = N
             batch[feature.name] = tf.constant(rows)
     labels = zipf_rows(random, drawn, sizes.batch) * stride
     batch |= {LABEL: tf.constant(labels), WEIGHT: tf.ones(sizes.batch)}
-    return _with_negatives(batch, sizes.videos, sizes.sampled)
+    return with_negatives(batch, sizes.videos, sizes.sampled)
 
 
 def bare_step(model: tf_keras.Model, batch: Mapping[str, tf.Tensor]) -> Callable[[], object]:

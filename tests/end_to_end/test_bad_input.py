@@ -300,7 +300,7 @@ def test_ids_with_unicode_and_spaces_missing_numbers_and_no_impressions_make_a_w
     listed = upnext("recommend", logs.run, "--user", USERS[2], "--count", 3)
     assert listed.code == 0, listed
     assert USERS[2] in listed.out
-    assert "no ranker is exported: ordered by the retrieval score" in listed.out
+    assert "no ranker is exported: ordered by the candidate generators" in listed.out
     assert sum(video in listed.out for video in VIDEOS) > 3
 
     # Damaged after the fact: each command that reads the file names it.

@@ -16,7 +16,7 @@ def spread(fit: Fit) -> Figure:
     return Figure("R", float(np.median(last)), float(last.min()), float(last.max()), len(last))
 
 
-def convergence_table(fits: Mapping[str, Fit], how: Training) -> ResultTable:
+def convergence_table(title: str, fits: Mapping[str, Fit], how: Training) -> ResultTable:
     """Steps of every training, and what its last doubling brought."""
     rows: list[list[Cell]] = []
     for name, fit in fits.items():
@@ -30,7 +30,7 @@ def convergence_table(fits: Mapping[str, Fit], how: Training) -> ResultTable:
         f"at most {how.first_check << how.doublings:,} steps. Adagrad at {how.learning_rate:g}, accumulators from "
         f"{how.initial_accumulator:g}, batches of {how.rows} x {how.columns} cells."
     )
-    return ResultTable("Convergence", columns, rows, [note], digits=5)
+    return ResultTable(title, columns, rows, [note], digits=5)
 
 
 def plain_values(fits: Mapping[str, Fit]) -> dict[str, Any]:

@@ -65,7 +65,12 @@ def reproduce(request: Request) -> None:
     publish_result(
         request.output,
         request.result_name,
-        [network_table(fits, widths), cross_table(fits), choice_table(open_choices), convergence_table(named, how)],
+        [
+            network_table(fits, widths),
+            cross_table(fits),
+            choice_table(open_choices),
+            convergence_table("Convergence", named, how),
+        ],
         plot(fits, widths),
         {
             "command": request.command,

@@ -144,11 +144,25 @@ def once(
       make: trains and measures.
     """
     manifests = {folder: file_sha256(run.folder / folder / MANIFEST) for folder in read}
-    key = fingerprint({"settings": settings, "read": manifests, "version": package_version()})
-    folder = run.folder / "variants" / f"{name}-{key[:16]}"
+    return kept(run.folder / "variants", name, {"settings": settings, "read": manifests}, make)
+
+
+def kept(
+    folder: Path, name: str, depends_on: Mapping[str, Any], make: Callable[[], Mapping[str, np.ndarray]]
+) -> dict[str, np.ndarray]:
+    """The arrays that `make` gives, kept in a folder of their own inside `folder`.
+
+    Args:
+      folder: of many such.
+      name: for people.
+      depends_on: JSON-serialisable; everything but the version of this package that the arrays depend on.
+      make: trains and measures.
+    """
+    key = fingerprint({**depends_on, "version": package_version()})
+    folder = folder / f"{name}-{key[:16]}"
     if not is_published(folder):
         arrays = dict(make())
-        with publish(folder, {"kind": "variant", "settings": settings}) as temporary:
+        with publish(folder, {"kind": "variant", **depends_on}) as temporary:
             np.savez_compressed(temporary / "arrays.npz", allow_pickle=False, **arrays)
     with np.load(folder / "arrays.npz", allow_pickle=False) as stored:
         return dict(stored)

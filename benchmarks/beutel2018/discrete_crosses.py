@@ -18,7 +18,8 @@ import numpy as np
 from matplotlib.figure import Figure as Plot
 
 from benchmarks.beutel2018.fit_tables import convergence_table, plain_values, spread
-from benchmarks.beutel2018.many_models import ConcatenatedNetworks, Factorizations, Fit, Training, train
+from benchmarks.beutel2018.kept_fits import kept_fit
+from benchmarks.beutel2018.many_models import ConcatenatedNetworks, Factorizations, Fit, Training
 from benchmarks.beutel2018.synthetic_tensors import SyntheticTensors, discrete_cross_tensors, pearson
 from benchmarks.experiments import Request, Scale
 from benchmarks.report import Cell, ResultTable, new_plot, publish_result
@@ -48,15 +49,15 @@ def reproduce(request: Request) -> None:
     of_networks, of_factorizations = (training(tensors.size, full, rate) for rate in (0.01, 0.1))
     shape = (seeds, tensors.axes, tensors.size)
     networks: Networks = {}
-    for depth, width in product(depths, widths):
-        networks[depth, width] = train(ConcatenatedNetworks(*shape, DIMENSION, [width] * depth), tensors, of_networks)
-        tell(request, f"{depth} x {width}", networks[depth, width])
+    for key in product(depths, widths):
+        network = ConcatenatedNetworks(*shape, DIMENSION, [key[1]] * key[0])
+        networks[key] = kept_fit(request, network_name(*key), network, tensors, of_networks)
     factorizations = {}
     for rank in ranks:
-        factorizations[rank] = train(Factorizations(*shape, rank), tensors, of_factorizations)
-        tell(request, f"rank {rank}", factorizations[rank])
-    named = {network_name(*key): found for key, found in networks.items()}
-    ranked = {f"factorization of rank {rank}": found for rank, found in factorizations.items()}
+        factorization = Factorizations(*shape, rank)
+        factorizations[rank] = kept_fit(request, rank_name(rank), factorization, tensors, of_factorizations)
+    named = {network_name(*key): fit for key, fit in networks.items()}
+    ranked = {rank_name(rank): fit for rank, fit in factorizations.items()}
     best = best_approximations(tensors, ranks)
     publish_result(
         request.output,
@@ -84,12 +85,12 @@ def training(size: int, full: bool, learning_rate: float) -> Training:
     return Training(learning_rate, 1e-4, size, max(size // 10, 2), **checks, compiled=full)
 
 
-def tell(request: Request, name: str, fit: Fit) -> None:
-    request.say(f"{name}: R {median(fit):.4f} after {fit.steps[-1]:,} steps")
-
-
 def network_name(depth: int, width: int) -> str:
     return f"{depth} layer{'s' * (depth > 1)} of {width}"
+
+
+def rank_name(rank: int) -> str:
+    return f"factorization of rank {rank}"
 
 
 def best_approximations(tensors: SyntheticTensors, ranks: tuple[int, ...]) -> dict[int, np.ndarray]:

@@ -20,7 +20,8 @@ from itertools import islice
 from matplotlib.figure import Figure as Plot
 
 from benchmarks.beutel2018.fit_tables import convergence_table, plain_values, spread
-from benchmarks.beutel2018.many_models import ConcatenatedNetworks, Fit, LatentCrosses, ManyModels, Training, train
+from benchmarks.beutel2018.kept_fits import kept_fit
+from benchmarks.beutel2018.many_models import ConcatenatedNetworks, Fit, LatentCrosses, ManyModels, Training
 from benchmarks.beutel2018.synthetic_tensors import SyntheticTensors, low_rank_tensors
 from benchmarks.experiments import Request, Scale
 from benchmarks.report import Cell, ResultTable, new_plot, publish_result
@@ -59,9 +60,10 @@ def reproduce(request: Request) -> None:
     how = training(size, full)
     fits: Fits = {}
     for rank, axes in SHAPES:
-        fits[rank, axes] = fit_all(request, low_rank_tensors(seeds, size, axes, rank), widths, how)
+        tensors = low_rank_tensors(seeds, size, axes, rank)
+        fits[rank, axes] = fit_all(request, title_of(rank, axes), tensors, widths, how)
     open_choices = choices(request, low_rank_tensors(seeds[:SEEDS_OF_WIDE], size, 3, 2), how, None if full else 2)
-    named = {f"r={r}, m={m}: {name}": fit for (r, m), found in fits.items() for name, fit in found.items()}
+    named = {f"{title_of(*shape)}: {name}": fit for shape, found in fits.items() for name, fit in found.items()}
     publish_result(
         request.output,
         request.result_name,
@@ -92,7 +94,9 @@ def training(size: int, full: bool) -> Training:
     return Training(0.1, 1e-4, size // 4, size, **checks, compiled=full)
 
 
-def fit_all(request: Request, tensors: SyntheticTensors, widths: tuple[int, ...], how: Training) -> dict[str, Fit]:
+def fit_all(
+    request: Request, title: str, tensors: SyntheticTensors, widths: tuple[int, ...], how: Training
+) -> dict[str, Fit]:
     """Networks of all widths and the latent crosses, on the same tensors."""
     shape = (range(len(tensors.values)), tensors.axes, tensors.size, DIMENSION)
     models: dict[str, ManyModels] = {}
@@ -104,13 +108,14 @@ def fit_all(request: Request, tensors: SyntheticTensors, widths: tuple[int, ...]
     else:
         models["latent crosses, added"] = LatentCrosses(*shape, stacked=False)
         models["latent crosses, stacked"] = LatentCrosses(*shape, stacked=True)
-    found = {}
-    for name, model in models.items():
-        found[name] = train(model, tensors.first(model.count), how)
-        request.say(
-            f"{tensors.axes} axes, {name}: R {spread(found[name]).value:.4f} after {found[name].steps[-1]:,} steps"
-        )
-    return found
+    return {
+        name: kept_fit(request, f"{title}: {name}", model, tensors.first(model.count), how)
+        for name, model in models.items()
+    }
+
+
+def title_of(rank: int, axes: int) -> str:
+    return f"r={rank}, m={axes}"
 
 
 def name_of(width: int) -> str:
@@ -156,8 +161,8 @@ def choices(request: Request, tensors: SyntheticTensors, how: Training, most: in
     found = {}
     for name, (training, stddev) in islice(settings.items(), most):
         shape = (range(len(tensors.values)), tensors.axes, tensors.size, DIMENSION)
-        found[name] = train(ConcatenatedNetworks(*shape, [CHOICE_WIDTH], stddev), tensors, training)
-        request.say(f"{name}: R {spread(found[name]).value:.4f} after {found[name].steps[-1]:,} steps")
+        network = ConcatenatedNetworks(*shape, [CHOICE_WIDTH], stddev)
+        found[name] = kept_fit(request, name, network, tensors, training)
     return found
 
 

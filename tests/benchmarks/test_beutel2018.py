@@ -1,7 +1,9 @@
 """The Latent Cross paper's experiments: what is fitted, that many models train as one would, and that they publish."""
 
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ import tensorflow as tf
 import tf_keras
 from rich.console import Console
 
-from benchmarks.beutel2018 import OWN_DATA, low_rank_crosses
+from benchmarks.beutel2018 import OWN_DATA, kept_fits, low_rank_crosses
 from benchmarks.beutel2018.discrete_crosses import best_approximations
 from benchmarks.beutel2018.fit_tables import spread
 from benchmarks.beutel2018.many_models import (
@@ -30,6 +32,7 @@ from benchmarks.beutel2018.synthetic_tensors import (
     low_rank_tensors,
     pearson,
 )
+from benchmarks.experiments import Request, Scale
 from benchmarks.report import is_whole
 from benchmarks.reproduce import reproduce
 from features.errors import ConfigError
@@ -166,6 +169,32 @@ def test_training_ends_when_doubling_the_steps_gains_nothing() -> None:
         LatentCrosses(*shape, stacked=False), tensors, Training(0.1, 0.1, SIZE, SIZE, 2, 1, -1.0, steps_per_call=1)
     )
     assert short.steps == (2, 4) and not short.converged.any()
+
+
+def test_a_training_is_kept_for_its_models_data_and_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained = []
+
+    def counted(*arguments: Any) -> Fit:
+        trained.append(arguments)
+        return train(*arguments)
+
+    monkeypatch.setattr(kept_fits, "train", counted)
+    console = Console(quiet=True)
+    request = Request("low_rank_crosses", Scale.SMOKE, None, (), tmp_path, tmp_path / "work", console)
+    how = Training(0.1, 0.1, SIZE, SIZE, 2, 1, steps_per_call=1, compiled=False)
+
+    def fit(name: str = "a", seed: int = 0, data: int = 0, how: Training = how) -> Fit:
+        tensors = low_rank_tensors([data], SIZE, 2, 1)
+        return kept_fits.kept_fit(request, name, LatentCrosses([seed], 2, SIZE, 4, stacked=False), tensors, how)
+
+    first, again = fit(), fit()
+    assert len(trained) == 1
+    assert first.steps == again.steps == (2, 4) and first.parameters == again.parameters == 4 * 2 * SIZE + 4 + 1
+    np.testing.assert_array_equal(first.correlations, again.correlations)
+    np.testing.assert_array_equal(first.converged, again.converged)
+    for other in (fit("b"), fit(seed=1), fit(data=1), fit(how=replace(how, learning_rate=0.2))):
+        assert other.steps == (2, 4)
+    assert len(trained) == 5
 
 
 def test_the_best_approximation_of_a_rank_is_what_training_approaches_from_below() -> None:

@@ -136,7 +136,8 @@ class Campaign:
         if made.code:
             raise SystemExit(f"the undisturbed run failed: {made.err}")
         self.seconds = {
-            path.stem: float(yaml.safe_load(path.read_text())["seconds"]) for path in self.whole.glob(f"{RECORDS}/*")
+            path.stem.partition(":")[0]: float(yaml.safe_load(path.read_text())["seconds"])
+            for path in self.whole.glob(f"{RECORDS}/*")
         }
         self.user = "u000003"
 
@@ -168,7 +169,8 @@ class Campaign:
         return self.commands(stage, self.config, "--workdir", run, at=at, **options)
 
     def _undone(self, run: Path, stage: str) -> None:
-        (run / RECORDS / f"{stage}.json").unlink(missing_ok=True)
+        for record in (run / RECORDS).glob(f"{stage}*.json"):
+            record.unlink()
 
     def _continues(self, run: Path, stage: str, first: Ending) -> tuple[Outcome, str]:
         """Judges a stage that was stopped: how it ended, what stands there, and what the same command makes of it."""

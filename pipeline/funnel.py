@@ -119,7 +119,7 @@ def model_part(run: Run) -> list[Stage]:
         Stage(
             "export",
             "SavedModels with index, checked",
-            config.export.model_dump(mode="json"),
+            {**config.export.model_dump(mode="json"), "names": export_stage.exported_names(config)},
             ("tables", *features, *examples, *models),
             (export_stage.REPORT,),
             lambda: export_stage.export(run),
@@ -128,7 +128,7 @@ def model_part(run: Run) -> list[Stage]:
         Stage(
             "evaluate",
             "metrics beside the peers",
-            config.evaluation.model_dump(mode="json"),
+            {**config.evaluation.model_dump(mode="json"), "generators": list(config.generators)},
             ("tables", *_truth(run), *features, *examples, *models),
             (evaluation_stage.REPORT,),
             lambda: evaluation_stage.evaluate(run),
@@ -138,10 +138,9 @@ def model_part(run: Run) -> list[Stage]:
 
 
 def _train_generator(run: Run, name: str, features: tuple[str, ...]) -> Stage:
-    """The first generator's stage is called `train-generator`, a further one's `train-generator:<name>`."""
-    first = name == next(iter(run.config.generators))
+    """A generator's stage is `train-generator:<name>` wherever it stands: changing the order trains none again."""
     return Stage(
-        TRAINING_STAGES[0] if first else f"{TRAINING_STAGES[0]}:{name}",
+        f"{TRAINING_STAGES[0]}:{name}",
         f"the candidate generator {name}",
         run.config.generators[name].model_dump(mode="json"),
         (*features, f"examples/{EXAMPLES[run.features_of_generator(name)]}"),
@@ -236,7 +235,7 @@ def recommend_from(
     config = config_file.read_run(RunConfig, workdir)
     export, tables = workdir / "export", workdir / "tables"
     generators = export_stage.exported_names(config).values()
-    names = [*generators, *([RANKING] if (export / RANKING).is_dir() else [])]
+    names = [*generators, *([RANKING] if config.ranker and (export / RANKING).is_dir() else [])]
     for folder in (tables, *(latest_version(export / name) for name in names)):
         read_manifest(folder, verify=True)
     find_devices()
@@ -245,9 +244,10 @@ def recommend_from(
 
 
 def _recommender(folder: Path, config: RunConfig) -> Recommender:
-    """Of the generators in the configuration: `export` may hold others, of earlier configurations of the run."""
+    """Of the models in the configuration: `export` may hold others, of earlier configurations of the run."""
     generators = export_stage.exported_names(config).values()
-    return Recommender(folder / "export", folder / "tables", config.features, tuple(generators))
+    ranked = config.ranker is not None
+    return Recommender(folder / "export", folder / "tables", config.features, tuple(generators), ranked)
 
 
 def simulate_to(output: Path, overrides: Sequence[str], console: Console) -> None:

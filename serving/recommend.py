@@ -74,6 +74,7 @@ class Recommender:
       tables: the run's `tables` folder.
       lists: lengths of the histories that are sent.
       generators: names of the exported candidate generators that are asked; None: all there are.
+      ranked: whether the exported ranker, where there is one, orders the list.
 
     Raises:
       ArtifactError: a retrieval model is not published.
@@ -85,6 +86,7 @@ class Recommender:
         tables: Path,
         lists: FeatureListConfig | None = None,
         generators: Sequence[str] | None = None,
+        ranked: bool = True,
     ) -> None:
         self._tables = tables
         self._lists = lists or FeatureListConfig()
@@ -95,7 +97,7 @@ class Recommender:
             self._models.append(tf.saved_model.load(str(folder)))
             self._retrieval[read_manifest(folder)["source"]] = self._models[-1].signatures[RETRIEVAL]
         self._ranking: ConcreteFunction | None = None
-        if (export / RANKING).is_dir():
+        if ranked and (export / RANKING).is_dir():
             self._models.append(tf.saved_model.load(str(latest_version(export / RANKING))))
             self._ranking = self._models[-1].signatures[RANKING]
 

@@ -274,7 +274,7 @@ def test_the_run_makes_a_damaged_table_again(logs: Logs) -> None:
 def test_a_log_of_one_user_and_one_of_one_video_make_a_working_funnel(logs: Logs) -> None:
     logs.table("watches", WATCH_HEADER, watches(USERS[:1], VIDEOS))
     for stage in ("ingest", "analyze", "examples", "train-generator", "evaluate"):
-        assert stages_run(logs(stage)) == [stage]
+        assert [name.partition(":")[0] for name in stages_run(logs(stage))] == [stage]
 
     logs.table("watches", WATCH_HEADER, watches(USERS, VIDEOS[:1]))
     one_video = logs("run")

@@ -17,12 +17,14 @@ from features.artifacts import MANIFEST, read_manifest
 from features.example_reader import ExampleSet
 from features.splits import PARTS
 from features.tables import read_table
+from pipeline import config_file
+from pipeline.config import RunConfig
 from tests.end_to_end.command_line import stages_run, stages_skipped, start, upnext
 from tests.end_to_end.conftest import Funnel
 
 pytestmark = pytest.mark.slow
 
-TRAINED = ["train-generator", "train-generator:latent_cross", "train-ranker"]
+TRAINED = ["train-generator:two_tower", "train-generator:latent_cross", "train-ranker"]
 STAGES = ["ingest", "analyze", "examples", "quantiles", *TRAINED, "export", "evaluate"]
 PUBLISHED = {
     *("tables", "rejected", "truth", "shards"),
@@ -143,6 +145,15 @@ def test_recommending_needs_only_the_exported_models_the_tables_and_the_configur
     answer = upnext("recommend", moved, *command)
     assert answer.code == 0, answer
     assert answer.out == upnext("recommend", funnel.folder, *command).out
+
+
+def test_recommend_does_not_ask_the_ranker_of_an_earlier_configuration(funnel: Funnel, tmp_path: Path) -> None:
+    for name in ("export", "tables"):
+        (tmp_path / name).symlink_to(funnel.folder / name)
+    config_file.write_run(tmp_path, config_file.read(RunConfig, str(funnel.config), ["ranker=null"]))
+    answer = upnext("recommend", tmp_path, "--user", "u000003", "--count", 3)
+    assert answer.code == 0, answer
+    assert "no ranker is exported: ordered by the candidate generators" in answer.out
 
 
 ALONE = """

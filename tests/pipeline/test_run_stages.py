@@ -38,6 +38,17 @@ def test_the_first_generator_is_exported_as_retrieval_and_further_ones_by_name()
     assert exported_names(config) == {"bags": "retrieval", "m3": "retrieval_m3", "gru": "retrieval_gru"}
 
 
+def test_another_order_of_the_generators_trains_none_again_but_names_their_exports_anew(tmp_path: Path) -> None:
+    """What a stage is known by: its record's name, its settings, what it reads and what it publishes."""
+    write_tables(tmp_path / "tables", platform(users=3))
+    known = []
+    for models in ({"bags": {}, "gru": SEQUENCES}, {"gru": SEQUENCES, "bags": {}}):
+        stages = model_part(Run(tmp_path, config_of(**models), (), Console(quiet=True)))
+        known.append({stage.name: (stage.settings, set(stage.inputs), stage.outputs) for stage in stages})
+    assert {name for name in known[0] if known[0][name] != known[1].get(name)} == {"export", "evaluate"}
+    assert {"train-generator:bags", "train-generator:gru"} <= known[0].keys() == known[1].keys()
+
+
 @pytest.mark.parametrize("name", ["ranker", "brute_force", "m3_brute_force"])
 def test_a_generator_cannot_have_the_folder_of_another_model(name: str) -> None:
     with pytest.raises(ValidationError, match=f"generators.{name}: the name is taken"):
@@ -58,7 +69,8 @@ def test_a_further_process_takes_part_in_what_the_publishing_one_trains_and_in_n
 
         return Stage(name, "", 0, (), (folder,), action)
 
-    stages = [stage("train-generator", "models/a"), stage("train-generator:b", "models/b"), stage("train-ranker", "r")]
+    names = {"train-generator:a": "models/a", "train-generator:b": "models/b", "train-ranker": "models/ranker"}
+    stages = [stage(name, folder) for name, folder in names.items()]
     execute(stages[:1], tmp_path, Console(quiet=True), funnel.package_version())
     monkeypatch.setattr(funnel, "model_part", lambda run: stages)
     trained.clear()

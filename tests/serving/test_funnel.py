@@ -204,7 +204,15 @@ def test_an_unknown_user_gets_a_list_and_a_note(recommender: Recommender):
 
 def test_without_a_ranker_the_retrieval_score_orders(export: Path, platform: Platform, tmp_path: Path):
     shutil.copytree(export / "retrieval", tmp_path / "retrieval")
-    found = Recommender(tmp_path, platform.run / "tables", LISTS).recommend("nobody", count=5)
+    _ordered_by_retrieval(Recommender(tmp_path, platform.run / "tables", LISTS))
+
+
+def test_a_ranker_that_the_configuration_no_longer_has_does_not_order(export: Path, platform: Platform):
+    _ordered_by_retrieval(Recommender(export, platform.run / "tables", LISTS, ranked=False))
+
+
+def _ordered_by_retrieval(recommender: Recommender) -> None:
+    found = recommender.recommend("nobody", count=5)
     scores = [row.retrieval_scores for row in found.rows]
     assert scores == sorted(scores, reverse=True)
     assert {row.score for row in found.rows} == {None}

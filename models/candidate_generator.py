@@ -4,15 +4,16 @@ Covington et al. 2016, section 3.1: P(watch i | U, C) = exp(v_i · u) / Σ_j exp
 funnel are written against this interface once; the two-tower model is one generator, sequence models are others.
 """
 
-from collections.abc import Mapping
-from typing import Protocol
+from collections.abc import Callable, Iterable, Mapping
+from functools import cached_property
+from typing import Any, Protocol
 
 import tensorflow as tf
 import tensorflow_recommenders as tfrs
 import tf_keras
 
 from features.errors import ExportError
-from features.spec import FeatureSpec
+from features.spec import Feature, FeatureSpec, Kind, Side
 
 LABEL = "label"  # row of the label's video; 0 (out of vocabulary) counts for nothing in the loss
 WEIGHT = "weight"  # of an example in the loss
@@ -68,6 +69,12 @@ class CandidateGenerator(tfrs.models.Model):
     def query_embeddings(self, features: Mapping[str, tf.Tensor], training: bool = False) -> tf.Tensor:
         """The query tower: a batch of query features -> `[batch, dimension]` float32."""
         raise NotImplementedError
+
+    @cached_property
+    def embed_queries(self) -> Callable[[Mapping[str, Any]], tf.Tensor]:
+        """`query_embeddings` of the present weights as a graph, which is traced once for batches of any size."""
+        features = self.spec.side(Side.QUERY)
+        return tf.function(lambda batch: self.query_embeddings(batch), [batch_signature(features)], autograph=False)
 
     def class_embeddings(self, rows: tf.Tensor, training: bool = False) -> tf.Tensor:
         """Vectors of videos of the vocabulary: `[n]` rows in 1..num_classes -> `[n, dimension]` float32."""
@@ -125,6 +132,17 @@ class CandidateGenerator(tfrs.models.Model):
         losses = self.softmax(self, self.query_embeddings(inputs, training=training), inputs, training)
         self.cross_entropy.update_state(losses, sample_weight=weights)
         return replica_mean(losses, weights)
+
+
+def batch_signature(features: Iterable[Feature]) -> dict[str, tf.TensorSpec]:
+    """Shape and dtype of each feature in a batch of any size; see `CandidateGenerator`."""
+    return {
+        feature.name: tf.TensorSpec(
+            [None, feature.max_length] if feature.multivalent else [None],
+            tf.int32 if feature.kind == Kind.CATEGORICAL else tf.float32,
+        )
+        for feature in features
+    }
 
 
 def replica_mean(losses: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:

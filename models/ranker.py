@@ -10,8 +10,9 @@ The first layer is one dense layer on the concatenation of query and impression 
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
+from functools import cached_property
 from itertools import pairwise
 from typing import Any, NamedTuple, Self
 
@@ -26,7 +27,7 @@ from features.quantiles import Quantiles, quantiles_as_json, quantiles_from_json
 from features.settings import Settings
 from features.spec import Feature, FeatureSpec, Kind, Normaliser, Side
 from models.calibration import CalibrationConfig, Expectations, WatchTimeCalibration, fit_watch_time_calibration
-from models.candidate_generator import WEIGHT, replica_mean
+from models.candidate_generator import WEIGHT, batch_signature, replica_mean
 from models.embeddings import SharedEmbeddings, embedding_dimension
 from models.quantile_normalization import QuantileNormalization
 from models.scaling import powers, scale
@@ -256,6 +257,13 @@ class Ranker(tfrs.models.Model):
         """Both sides at once: the logits of each impression of a batch."""
         return self.score(self.query_activations(features, training=training), features, training=training)
 
+    @cached_property
+    def infer(self) -> Callable[[Mapping[str, Any]], RankerOutput]:
+        """The logits by the present weights as a graph, which is traced once for batches of any size."""
+        names = [feature.name for feature in self.spec.features]
+        graph = tf.function(lambda batch: self(batch), [batch_signature(self.spec.features)], autograph=False)
+        return lambda batch: graph({name: batch[name] for name in names})
+
     def predictions(self, output: RankerOutput) -> RankerPrediction:
         """What is served for the logits: see `RankerPrediction`."""
         return RankerPrediction(
@@ -277,6 +285,7 @@ class Ranker(tfrs.models.Model):
     def _clipped(self, logit: tf.Tensor) -> tf.Tensor:
         return tf.clip_by_value(logit, -self.config.max_log_odds, self.config.max_log_odds)
 
+    @tf.autograph.experimental.do_not_convert  # converting it takes longer than tracing it
     def compute_loss(self, inputs: Mapping[str, tf.Tensor], training: bool = False) -> tf.Tensor:
         """Mean of the weighted logistic loss and the click head's; in training also the penalty on dense weights."""
         config = self.config
@@ -322,17 +331,13 @@ class Ranker(tfrs.models.Model):
 
     def expectations(self, batches: Iterable[Mapping[str, tf.Tensor]]) -> Expectations:
         """Raw expectations of labelled batches, with what happened."""
-
-        @tf.function(reduce_retracing=True)
-        def expect(batch: Mapping[str, tf.Tensor]) -> tf.Tensor:
-            return self.raw_expected_watch_time_s(self(batch))
-
         columns: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
         for batch in batches:
             clicked = np.asarray(batch[CLICKED])
             weight = np.asarray(batch[WEIGHT]) if WEIGHT in batch else np.ones_like(clicked)
             weight = weight * np.where(clicked > 0, 1, 1 / self.config.negative_keep_rate)
-            columns.append((expect(batch).numpy(), np.where(clicked > 0, batch[WATCH_TIME_S], 0.0), weight))
+            raw_s = self.raw_expected_watch_time_s(self.infer(batch)).numpy()
+            columns.append((raw_s, np.where(clicked > 0, batch[WATCH_TIME_S], 0.0), weight))
         return Expectations(*(np.concatenate(column) for column in zip(*columns, strict=True)))
 
     def calibrate(self, expectations: Expectations) -> None:

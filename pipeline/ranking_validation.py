@@ -9,7 +9,7 @@ from features.example_reader import ExampleSet
 from features.splits import Part
 from models.ranker import CLICKED, WATCH_TIME_S, Ranker
 from pipeline.evaluation.ranking_metrics import mispredicted_pairs
-from pipeline.input_pipeline import ExampleColumns
+from pipeline.input_pipeline import Arrays, ExampleColumns
 
 
 def predictions(model: Ranker, columns: ExampleColumns, at_serving: bool = False) -> dict[str, np.ndarray]:
@@ -24,16 +24,11 @@ def predictions(model: Ranker, columns: ExampleColumns, at_serving: bool = False
       `score`, `click_probability`, `expected_watch_time_s`: float32 `[rows]`.
     """
     fixed = {f.name: f.serving_value for f in model.spec.features if f.serving_value is not None} if at_serving else {}
-
-    @tf.function(reduce_retracing=True)
-    def predict(features: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        return model.predictions(model(features))._asdict()
-
     parts: list[dict[str, Any]] = []
     for batch in columns.ordered(8192):
-        features = {f.name: batch[f.name] for f in model.spec.features}
-        features |= {name: np.full_like(features[name], value) for name, value in fixed.items()}
-        parts.append({name: value.numpy() for name, value in predict(features).items()})
+        features = batch | {name: np.full_like(batch[name], value) for name, value in fixed.items()}
+        answers = model.predictions(model.infer(features))._asdict()
+        parts.append({name: value.numpy() for name, value in answers.items()})
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
@@ -46,9 +41,8 @@ def validation_metrics(model: Ranker, examples: ExampleSet, columns: ExampleColu
       `weighted_per_user_loss`: of the paper, section 4.3, with features as at serving.
     """
 
-    @tf.function(reduce_retracing=True)
-    def total(batch: dict[str, tf.Tensor]) -> tf.Tensor:
-        watch, click = model.impression_losses(model(batch), batch)
+    def total(batch: Arrays) -> tf.Tensor:
+        watch, click = model.impression_losses(model.infer(batch), batch)
         return tf.reduce_sum(watch + model.config.click_loss_weight * click)
 
     objective = sum(float(total(batch)) for batch in columns.ordered(8192)) / columns.rows

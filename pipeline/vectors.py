@@ -56,5 +56,5 @@ def scorer(queries: np.ndarray, vectors: np.ndarray) -> Scorer:
 
 def query_vectors(generator: CandidateGenerator, columns: ExampleColumns, batch_size: int = 4096) -> np.ndarray:
     """float32 `[rows, dimension]` in the order of the files; features with a serving value have it."""
-    embed = tf.function(generator.query_embeddings, reduce_retracing=True)
-    return np.concatenate([embed(serving_features(generator, batch)).numpy() for batch in columns.ordered(batch_size)])
+    batches = columns.ordered(batch_size)
+    return np.concatenate([generator.embed_queries(serving_features(generator, batch)).numpy() for batch in batches])

@@ -228,6 +228,19 @@ def test_down_sampled_negatives_do_not_move_the_odds():
     np.testing.assert_allclose(prediction.click_probability, click_rate, rtol=0.12)
 
 
+def test_the_graph_of_inference_is_traced_once_for_batches_of_any_size_and_follows_the_weights(monkeypatch):
+    model = ranker(dropout=0.5)
+    traced = []
+    call = Ranker.call
+    monkeypatch.setattr(Ranker, "call", lambda self, *args, **kwargs: traced.append(1) or call(self, *args, **kwargs))
+    first, second = model.infer(batch(5)), model.infer(batch(32))
+    assert len(traced) == 1
+    np.testing.assert_allclose(first.logit, model(batch(5)).logit, atol=1e-6)
+    np.testing.assert_allclose(second.click_logit, model(batch(32)).click_logit, atol=1e-6)
+    model.heads.bias.assign_add([1.0, 0.0])
+    np.testing.assert_allclose(model.infer(batch(5)).logit, first.logit + 1, atol=1e-6)
+
+
 def test_calibration_makes_totals_agree_and_leaves_the_scores_alone():
     model = ranker(calibration=CalibrationConfig(bins=4, min_watched_per_bin=10))
     data = batch(400)

@@ -93,6 +93,30 @@ def test_the_loss_falls_and_the_model_finds_labels_better_than_popularity(
     assert read_history(tmp_path / "model") == result.history
 
 
+def test_the_step_is_traced_once_and_so_is_the_evaluation_of_all_epochs(
+    training_columns: ExampleColumns, validation_columns: ExampleColumns, negatives: Transform, tmp_path: Path
+):
+    traced = []
+
+    class Traced(TwoTower):
+        def query_embeddings(self, features, training=False):
+            traced.append("step" if training else "evaluation")
+            return super().query_embeddings(features, training)
+
+    config = TRAINING.model_copy(update={"epochs": 2, "steps_per_epoch": 3, "patience": None})
+    result = train(
+        lambda: Traced(MODEL, CANDIDATE_SPEC, {"video": VIDEOS, "region": 4}),
+        training_columns,
+        config,
+        tmp_path / "work",
+        negatives,
+        lambda model: retrieval_map(model, validation_columns, batch_size=400),  # of 600: batches of two sizes
+        "MAP@20",
+    )
+    assert len(result.history["MAP@20"]) == 2
+    assert sorted(traced) == ["evaluation", "step"]
+
+
 class KilledError(Exception):
     """Stands for the end of the process."""
 

@@ -20,7 +20,7 @@ from pipeline.evaluation.retrieval_metrics import Ranks, RetrievalTargets, evalu
 from pipeline.input_pipeline import ExampleColumns
 from pipeline.model_stages import fit_generator
 from pipeline.run import GENERATOR, SEQUENCES, Run
-from pipeline.vectors import catalogue_vectors, query_vectors, scorer
+from pipeline.vectors import catalogue_vectors, class_scorer, query_vectors, scorer
 
 READ = ("features/vocabularies", "features/catalogue", "examples/candidate_generation")
 MAP = "MAP@20"
@@ -127,9 +127,12 @@ class HeldOutWatches:
     def ranks(self, model: CandidateGenerator) -> Ranks:
         """Ranks of the labels by a trained model."""
         features = SEQUENCES if isinstance(model, SequenceGenerator) else GENERATOR
-        queries = query_vectors(model, ExampleColumns(ExampleSet(self.run.examples(features)), (Part.TEST,), ()))
-        vectors = catalogue_vectors(model, self.run.encoder.catalogue)
-        return rank_examples(scorer(queries, vectors), self.targets)
+        columns = ExampleColumns(ExampleSet(self.run.examples(features)), (Part.TEST,), ())
+        catalogue = self.run.encoder.catalogue
+        if not model.softmax.dot_products:
+            return rank_examples(class_scorer(model, columns, len(catalogue)), self.targets)
+        queries = query_vectors(model, columns)
+        return rank_examples(scorer(queries, catalogue_vectors(model, catalogue)), self.targets)
 
     def map(self, answers: Mapping[str, np.ndarray]) -> Measurement:
         """MAP among all videos, averaged over users."""

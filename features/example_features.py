@@ -14,6 +14,8 @@ from features.history import Bags, Derivation, Requests, derivation_of
 from features.shards import Shard
 from features.spec import Feature, Side
 
+_DAY_US = 86_400_000_000
+
 
 class Histories:
     """The events of one shard's users, by kind.
@@ -113,6 +115,8 @@ class FeatureColumns:
                 self._encoded[feature.name] = encoder.video_column(feature)
             elif feature.source == "request.hour":
                 self._encoded[feature.name] = _hours(feature, encoder, rows.snapshot_us, utc_offset_s)
+            elif feature.source == "request.time_of_week":
+                self._encoded[feature.name] = pa.array(times_of_week(rows.snapshot_us, utc_offset_s))
             elif feature.source == "request.example_age":
                 self._encoded[feature.name] = pa.array(_required(rows.example_age_s))
             elif room == "request":
@@ -197,6 +201,13 @@ def _hours(feature: Feature, encoder: Encoder, snapshot_us: np.ndarray, utc_offs
     rows = encoder.vocabularies[str(feature.id_space)].lookup(pa.array([str(hour) for hour in range(24)]))
     local_us = snapshot_us + round(utc_offset_s * 1e6)
     return pa.array(rows[(local_us // 3_600_000_000) % 24])
+
+
+def times_of_week(snapshot_us: np.ndarray, utc_offset_s: float) -> np.ndarray:
+    """float32 seconds since the local week began, on Monday at midnight: int64 `[n]` microseconds -> `[n]`."""
+    local_us = snapshot_us + round(utc_offset_s * 1e6)
+    # The epoch was a Thursday, three days into its week.
+    return (((local_us + 3 * _DAY_US) % (7 * _DAY_US)) / 1e6).astype(np.float32)
 
 
 def _required(values: np.ndarray | None) -> np.ndarray:

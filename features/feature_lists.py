@@ -349,7 +349,7 @@ def source_columns(feature: Feature, model: Model) -> tuple[tuple[str, str], ...
     return () if feature.source == "videos.video_id" else ((room, name),)
 
 
-_GIVEN_BY_REQUEST = frozenset({"hour", "example_age"})
+_GIVEN_BY_REQUEST = frozenset({"hour", "time_of_week", "example_age"})
 """Made of the snapshot alone, so no column is needed."""
 
 

@@ -7,6 +7,7 @@ the catalogue and the tokens of a query.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from functools import cached_property
 from typing import Any
 
@@ -151,6 +152,13 @@ def reference_value(feature: Feature, request: PlainRequest, lookups: Lookups, l
 def reference_hour(feature: Feature, snapshot_us: int, utc_offset_s: float, lookups: Lookups) -> int:
     """The row of the local hour."""
     return lookups.row(feature.id_space, math.floor((snapshot_us / 1e6 + utc_offset_s) / 3600) % 24)
+
+
+def reference_time_of_week(snapshot_us: int, utc_offset_s: float) -> float:
+    """Seconds since Monday, local midnight."""
+    moment = datetime(1970, 1, 1) + timedelta(microseconds=snapshot_us, seconds=utc_offset_s)
+    midnight = moment.replace(hour=0, minute=0, second=0, microsecond=0)
+    return (moment - midnight + timedelta(days=moment.weekday())).total_seconds()
 
 
 def _encode(feature: Feature, value: Any, lookups: Lookups) -> Any:

@@ -17,7 +17,14 @@ from features.event_windows import ORDER_ONLY
 from features.example_features import FeatureColumns, Histories, RequestRows
 from features.example_reader import ExampleSet
 from features.feature_lists import OUTCOMES, FeatureListConfig, request_table, source_columns
-from features.leakage_reference import Lookups, PlainRequest, Row, reference_hour, reference_value
+from features.leakage_reference import (
+    Lookups,
+    PlainRequest,
+    Row,
+    reference_hour,
+    reference_time_of_week,
+    reference_value,
+)
 from features.shards import make_shard, read_rows, times_us
 from features.spec import Feature
 from features.splits import Part
@@ -181,6 +188,8 @@ class Sample:
     def _plainly(self, feature: Feature, request: PlainRequest) -> Any:
         if feature.source == "request.hour":
             return reference_hour(feature, request.snapshot_us, self._stored.split.utc_offset_s, self._lookups)
+        if feature.source == "request.time_of_week":
+            return reference_time_of_week(request.snapshot_us, self._stored.split.utc_offset_s)
         return reference_value(feature, request, self._lookups, self._lists)
 
     def _age(self, i: int) -> float:

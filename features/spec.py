@@ -4,7 +4,8 @@ A feature is named by where its raw value comes from (`source`):
 
 - `users.<column>`, `videos.<column>`: a column of the canonical table, joined by id;
 - `request.<column>`: a column of the impression (or label watch) row that is known when the page is requested
-  (`page`, `device`, `position`, `seed_video_id`, `hour`, `candidate_sources`, `candidate_scores`, ...);
+  (`page`, `device`, `position`, `seed_video_id`, `candidate_sources`, `candidate_scores`, ...), or its local `hour`, or
+  `time_of_week`, the seconds since the local week began on Monday;
 - `history.<derivation>`: computed from the user's earlier events by a derivation named in `features/history.py`;
 - `watches.<column>`: a column of each watch in the user's history, beside the bag of watched videos.
 """

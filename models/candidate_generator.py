@@ -17,12 +17,14 @@ from features.spec import Feature, FeatureSpec, Kind, Side
 
 LABEL = "label"  # row of the label's video; 0 (out of vocabulary) counts for nothing in the loss
 WEIGHT = "weight"  # of an example in the loss
+LAST_WATCH = "last_watch"  # row of the video watched before each label; of generators of sequences
 STEP_LABELS = "step_labels"  # of sequence models, [batch, L + 1]: row of what each step predicts, 0 for nothing
 STEP_WEIGHTS = "step_weights"  # [batch, L + 1] float32: of each step in the loss
 
 
 class SoftmaxLoss(Protocol):
-    """The loss part of a generator: sampled, full, in-batch (`models/sampled_softmax.py`) or hierarchical softmax.
+    """The loss part of a generator: sampled, full, in-batch (`models/sampled_softmax.py`), hierarchical softmax, or one
+    over the videos co-watched with the last watch.
 
     `layer` holds weights of the loss's own, None without any; the generator keeps it. `dot_products` says whether what
     orders videos is their dot product with the query, as an index of vectors needs.
@@ -37,7 +39,9 @@ class SoftmaxLoss(Protocol):
         """The loss of each example: queries `[batch, dimension]` and the whole batch of inputs -> `[batch]` float32."""
         ...
 
-    def class_scores(self, queries: tf.Tensor, vectors: tf.Tensor) -> tf.Tensor:
+    def class_scores(
+        self, queries: tf.Tensor, vectors: tf.Tensor, features: Mapping[str, tf.Tensor] | None = None
+    ) -> tf.Tensor:
         """See `CandidateGenerator.class_scores`."""
         return tf.matmul(queries, vectors, transpose_b=True)
 
@@ -95,17 +99,20 @@ class CandidateGenerator(tfrs.models.Model):
         """
         raise NotImplementedError
 
-    def class_scores(self, queries: tf.Tensor, vectors: tf.Tensor) -> tf.Tensor:
+    def class_scores(
+        self, queries: tf.Tensor, vectors: tf.Tensor, features: Mapping[str, tf.Tensor] | None = None
+    ) -> tf.Tensor:
         """Scores that order the videos of the vocabulary: dot products, or what the loss has in their place.
 
         Args:
           queries: `[n, dimension]` float32.
           vectors: `[num_classes, dimension]` float32, `class_embeddings` of all videos in the order of their rows.
+          features: the batch that the queries are of, for a loss whose scores depend on it.
 
         Returns:
           `[n, num_classes]` float32.
         """
-        return self.softmax.class_scores(queries, vectors)
+        return self.softmax.class_scores(queries, vectors, features)
 
     def require_dot_products(self) -> None:
         """Raises `ExportError` where the model's scores are not dot products, so that no index can answer for it."""

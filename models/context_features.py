@@ -14,6 +14,7 @@ by (1 + Σ w), summed over the crossed features; the w are linear embeddings tha
 | `watch_time` | how long it was watched, where that is known | of the last watch |
 | `watch_age` | how long before the present it was | age of what is predicted |
 | `uploader` | its uploader | of the last watch |
+| `time_of_week` | local hour of the week when it was watched | of the next watch or the request |
 | any column of the watches (`page`, `device`, ...) | its own | of the next watch or the request |
 
 What is only known once a video was chosen (its uploader, its length) thus never tells of the video to be predicted.
@@ -22,6 +23,9 @@ Every feature becomes rows of an embedding table. Seconds fall into buckets of h
 to 2^30 seconds (34 years). A gap below a second, zero and negative ones among them, counts as one second, so that the
 Δt = log(t(τ+1) - t(τ)) of equal times is log 1 = 0. A missing value (NaN) has a bucket of its own. Other continuous
 columns are scaled to [0, 1] by their feature and cut into 32 equal buckets.
+
+`time_of_week` has 168 rows, hours from Monday 0:00. Those of watches are the request's less the gaps between; the
+request's is no default feature: `features.extra` adds it, `time_of_week` from `request.time_of_week`, continuous.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -44,15 +48,18 @@ SECONDS_TO_NEXT = "seconds_to_next_watch"
 WATCHED_TIME = "watched_time_s"
 WATCHED_UPLOADERS = "watched_uploader_ids"
 EXAMPLE_AGE = "example_age"
+REQUEST_TIME_OF_WEEK = "time_of_week"
 
 TIME_DELTA = "time_delta"
 WATCH_TIME = "watch_time"
 WATCH_AGE = "watch_age"
 UPLOADER = "uploader"
+TIME_OF_WEEK = "time_of_week"
 
 HALF_OCTAVES = 60
 NUM_SECOND_ROWS = HALF_OCTAVES + 2  # one bucket more than boundaries, and the missing value's
 NUM_SCALE_BUCKETS = 32
+HOURS_OF_WEEK = 168
 
 Features = Mapping[str, tf.Tensor]
 
@@ -77,7 +84,9 @@ class Use(StrEnum):
 class ContextFeature(Settings):
     """One context feature and where it enters."""
 
-    name: str = Field(description="time_delta, watch_time, watch_age, uploader, or a column of the watches")
+    name: str = Field(
+        description="time_delta, watch_time, watch_age, uploader, time_of_week, or a column of the watches"
+    )
     pre: Use = Field(default=Use.NONE, description="with each watch, before the sequence is encoded")
     post: Use = Field(default=Use.NONE, description="with what is predicted, after it")
     dimension: int | None = Field(
@@ -104,10 +113,25 @@ def watch_ages(features: Features) -> tf.Tensor:
 
     The request's is the example age; before it, that plus the gaps between. Before an unknown gap (NaN) it is unknown.
     """
+    return _until_request(features) + features[EXAMPLE_AGE][:, tf.newaxis]
+
+
+def hour_of_week_rows(features: Features) -> tf.Tensor:
+    """Rows 1..168 of the hour of the week of each step, the last one, 169, where it is unknown: `[batch, L + 1]` int32.
+
+    Of step s it is that of watch s, at the request's step the request's; see the module's text.
+    """
+    seconds = features[REQUEST_TIME_OF_WEEK][:, tf.newaxis] - _until_request(features)
+    missing = tf.math.is_nan(seconds)
+    hours = tf.cast(tf.math.floormod(tf.where(missing, 0.0, seconds) / 3600.0, float(HOURS_OF_WEEK)), tf.int32)
+    return tf.where(missing, HOURS_OF_WEEK + 1, tf.minimum(hours, HOURS_OF_WEEK - 1) + 1)
+
+
+def _until_request(features: Features) -> tf.Tensor:
+    """Seconds from each step to the request, 0 at its step: `[batch, L + 1]` float32, NaN before an unknown gap."""
     gaps, lengths = features[SECONDS_TO_NEXT], history_lengths(features)
     inside = tf.range(tf.shape(gaps)[1])[tf.newaxis] < lengths[:, tf.newaxis]
-    until_request = tf.cumsum(tf.where(inside, gaps, 0.0), axis=1, reverse=True)
-    return tf.pad(until_request, [[0, 0], [0, 1]]) + features[EXAMPLE_AGE][:, tf.newaxis]
+    return tf.pad(tf.cumsum(tf.where(inside, gaps, 0.0), axis=1, reverse=True), [[0, 0], [0, 1]])
 
 
 @dataclass(frozen=True)
@@ -166,6 +190,7 @@ _SOURCES = {
     WATCH_TIME: (WATCHED_TIME,),
     WATCH_AGE: (SECONDS_TO_NEXT, EXAMPLE_AGE),
     UPLOADER: (WATCHED_UPLOADERS,),
+    TIME_OF_WEEK: (SECONDS_TO_NEXT, REQUEST_TIME_OF_WEEK),
 }
 
 
@@ -178,9 +203,11 @@ def _needed(feature: ContextFeature) -> tuple[str, ...]:
 def context_sources(name: str, spec: FeatureSpec) -> tuple[str, ...]:
     """The features of the specification without which the context feature of that name is missing everywhere.
 
-    Of the watch's age that is the example age alone: the gaps that it is made of too tell of the time between watches.
+    Of the watch's age that is the example age alone, of the time of the week the request's: the gaps that both are
+    made of too tell of the time between watches.
     """
-    sources = (EXAMPLE_AGE,) if name == WATCH_AGE else _SOURCES.get(name, (f"watched_{name}", name))
+    alone = {WATCH_AGE: (EXAMPLE_AGE,), TIME_OF_WEEK: (REQUEST_TIME_OF_WEEK,)}
+    sources = alone.get(name) or _SOURCES.get(name, (f"watched_{name}", name))
     return tuple(source for source in sources if source in spec)
 
 
@@ -206,6 +233,10 @@ def _column(feature: ContextFeature, spec: FeatureSpec, vocabulary_sizes: Mappin
             _size(feature, spec, vocabulary_sizes, WATCHED_UPLOADERS),
             lambda features: features[WATCHED_UPLOADERS],
             lambda features: of_last_event(features[WATCHED_UPLOADERS]),
+        )
+    if feature.name == TIME_OF_WEEK:
+        return ContextColumn(
+            feature, HOURS_OF_WEEK + 1, lambda features: hour_of_week_rows(features)[:, :-1], hour_of_week_rows
         )
     return _watch_column(feature, spec, vocabulary_sizes)
 

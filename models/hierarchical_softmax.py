@@ -177,7 +177,9 @@ class HierarchicalSoftmax(SoftmaxLoss):
         within = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=places, logits=own)
         return within - tf.gather(tree(queries), clusters, batch_dims=1)
 
-    def class_scores(self, queries: tf.Tensor, vectors: tf.Tensor) -> tf.Tensor:
+    def class_scores(
+        self, queries: tf.Tensor, vectors: tf.Tensor, features: Mapping[str, tf.Tensor] | None = None
+    ) -> tf.Tensor:
         """Log-probability of every video, `[n, num_classes]`."""
         tree = self.tree
         logits = tf.gather(tf.matmul(queries, vectors, transpose_b=True), tf.maximum(tree.members - 1, 0), axis=1)

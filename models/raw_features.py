@@ -112,12 +112,8 @@ class _Request:
             return self._history(feature)
         if room == "watches":
             return self._of_watches(feature)
-        if feature.source == "request.hour":
-            hour = (self._now_us + self._tables.utc_offset_us) // _HOUR_US % 24
-            value = tf.gather(self._tables.fixed_rows[feature.name], hour)
-        else:
-            value = self._column(feature)
-        if feature.side == Side.IMPRESSION and (room == "users" or feature.source == "request.hour"):
+        value = self._of_the_moment(feature) if feature.source in inputs.OF_THE_MOMENT else self._column(feature)
+        if feature.side == Side.IMPRESSION and (room == "users" or feature.source in inputs.OF_THE_MOMENT):
             value = tf.repeat(value[:, tf.newaxis], self._shape(feature)[1], axis=1)
         return value
 
@@ -131,6 +127,13 @@ class _Request:
             return tf.fill(self._shape(feature), tf.constant(feature.serving_value, tf.float32))
         row = tf.constant(self._tables.fixed_rows[feature.name][0])
         return tf.fill([*self._shape(feature), *([1] if feature.multivalent else [])], row)
+
+    def _of_the_moment(self, feature: Feature) -> tf.Tensor:
+        local_us = self._now_us + self._tables.utc_offset_us
+        if feature.source == "request.hour":
+            return tf.gather(self._tables.fixed_rows[feature.name], local_us // _HOUR_US % 24)
+        # The epoch was a Thursday, three days into its week.
+        return tf.cast(tf.cast((local_us + 72 * _HOUR_US) % (168 * _HOUR_US), tf.float64) / 1e6, tf.float32)
 
     def _column(self, feature: Feature) -> tf.Tensor:
         values = self._raw[inputs.column_input(feature)]
@@ -248,7 +251,7 @@ def _space_is_looked_up(feature: Feature) -> bool:
         feature.serving_value is None
         and room != "videos"
         and feature.source not in _VIDEOS_OF_EVENTS
-        and feature.source != "request.hour"
+        and feature.source not in inputs.OF_THE_MOMENT
     )
 
 

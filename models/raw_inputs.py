@@ -78,6 +78,9 @@ _HISTORY: Mapping[Derivation, tuple[str, ...]] = {
     Derivation.VIDEO_AGE_S: (NOW,),
 }
 
+OF_THE_MOMENT = ("request.hour", "request.time_of_week")
+"""Sources that are made of the request's moment alone."""
+
 
 def column_input(feature: Feature) -> str:
     """The input that holds the column which a feature `users.*`, `request.*` or `watches.*` is."""
@@ -103,7 +106,7 @@ def raw_inputs(feature: Feature) -> dict[str, tf.TensorSpec]:
         if feature.side == Side.QUERY:
             raise ConfigError(f"feature {feature.name!r}: {feature.source} describes the video scored; set its side")
         return {CANDIDATES: SPECS[CANDIDATES]}
-    if feature.source == "request.hour":
+    if feature.source in OF_THE_MOMENT:
         return {NOW: SPECS[NOW]}
     per_candidate = room == "request" and feature.side == Side.IMPRESSION
     dtype = tf.string if feature.kind == Kind.CATEGORICAL else tf.float32

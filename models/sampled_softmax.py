@@ -20,6 +20,7 @@ import tensorflow_recommenders as tfrs
 import tf_keras
 
 from models.candidate_generator import LABEL, CandidateGenerator, SoftmaxLoss
+from models.co_watched_softmax import CO_WATCHED, CoWatchedSoftmax, CoWatchedVideos
 from models.hierarchical_softmax import CLUSTER, ClassTree, HierarchicalSoftmax
 from models.samplers import LABEL_EXPECTED_COUNT, NEGATIVES, NEGATIVES_EXPECTED_COUNT
 
@@ -31,6 +32,7 @@ class Loss(StrEnum):
     FULL = "full"
     IN_BATCH = "in_batch"
     HIERARCHICAL = "hierarchical"
+    CO_WATCHED = "co_watched"
 
 
 def sampled_cross_entropy(
@@ -169,10 +171,13 @@ def softmax_loss(
       loss: which.
       num_classes, dimension: of the generator.
       bfloat16_matmul: of the sampled softmax.
-      class_attributes: of the generator; its `softmax_cluster` is the tree of the hierarchical softmax.
+      class_attributes: of the generator; its `softmax_cluster` is the tree of the hierarchical softmax,
+        `co_watched` the candidates of the softmax over co-watched videos.
     """
     if loss == Loss.SAMPLED:
         return SampledSoftmax(bfloat16_matmul)
     if loss == Loss.HIERARCHICAL:
         return HierarchicalSoftmax(ClassTree(num_classes, dimension, (class_attributes or {}).get(CLUSTER)))
+    if loss == Loss.CO_WATCHED:
+        return CoWatchedSoftmax(CoWatchedVideos(num_classes, (class_attributes or {}).get(CO_WATCHED)))
     return FullSoftmax() if loss == Loss.FULL else InBatchSoftmax()

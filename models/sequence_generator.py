@@ -24,12 +24,27 @@ from pydantic import Field
 from features.errors import ConfigError
 from features.settings import Settings
 from features.spec import FeatureSpec
-from models.candidate_generator import LABEL, STEP_LABELS, STEP_WEIGHTS, WEIGHT, CandidateGenerator, replica_mean
+from models.candidate_generator import (
+    LABEL,
+    LAST_WATCH,
+    STEP_LABELS,
+    STEP_WEIGHTS,
+    WEIGHT,
+    CandidateGenerator,
+    replica_mean,
+)
 from models.context_features import ConcatenatedContext, ContextFeature, CrossedContext, Use, context_columns
 from models.embeddings import EmbeddingTable
 from models.sampled_softmax import Loss, softmax_loss
 from models.samplers import LABEL_EXPECTED_COUNT, NegativeSamplerConfig
-from models.sequence_steps import WATCH_COUNT, WATCHED_VIDEOS, at_request, history_lengths, of_next_event
+from models.sequence_steps import (
+    WATCH_COUNT,
+    WATCHED_VIDEOS,
+    at_request,
+    history_lengths,
+    of_last_event,
+    of_next_event,
+)
 
 LABEL_WEIGHTS = "label_weights"  # [batch, L] float32: of each watch as a label of the watches before it, 0: no label
 
@@ -112,8 +127,8 @@ class SequenceGenerator(CandidateGenerator):
       config: sizes and loss.
       spec: the model's features.
       vocabulary_sizes: id space -> number of ids.
-      class_attributes: catalogue column -> rows of each class's attribute; only `softmax_cluster` is used, by the
-        hierarchical softmax (`models/hierarchical_softmax.py`).
+      class_attributes: name -> rows of each class's attribute; only those of the losses are used: `softmax_cluster`
+        (`models/hierarchical_softmax.py`) and `co_watched` (`models/co_watched_softmax.py`).
 
     Raises:
       ConfigError: an id space has no vocabulary, a feature is absent, or shared embeddings of two dimensions.
@@ -244,7 +259,8 @@ class SequenceGenerator(CandidateGenerator):
         counted = tf.pad(counted, [[0, tf.cast(tf.shape(counted)[0] == 0, tf.int32)], [0, 0]])
         states = tf.gather_nd(self.states(inputs, training=training), counted)
         context = {name: tf.gather_nd(rows, counted) for name, rows in self.step_context(inputs).items()}
-        of_steps = {**inputs, LABEL: tf.gather_nd(labels, counted)}
+        last = of_last_event(inputs[WATCHED_VIDEOS])
+        of_steps = {**inputs, LABEL: tf.gather_nd(labels, counted), LAST_WATCH: tf.gather_nd(last, counted)}
         if LABEL_EXPECTED_COUNT in inputs:
             of_steps[LABEL_EXPECTED_COUNT] = tf.gather_nd(inputs[LABEL_EXPECTED_COUNT], counted)
         losses = self.softmax(self, self.fuse(states, context, training), of_steps, training)

@@ -19,6 +19,7 @@ from features.settings import Settings
 from features.shards import ShardConfig
 from features.splits import SplitConfig
 from models import latent_cross, m3
+from models.baseline_presets import BASELINES
 from models.co_watch_embeddings import CoWatchConfig
 from models.latent_cross import LatentCrossConfig
 from models.m3 import M3Config
@@ -68,8 +69,13 @@ GeneratorModel = Annotated[
 ]
 """The configuration of a candidate generator; `kind` says of which, by default the two-tower model."""
 
-PRESETS: Mapping[str, Mapping[str, Settings]] = {"latent_cross": latent_cross.PRESETS, "m3": m3.PRESETS}
-"""Kind of model -> preset -> the paper's configuration."""
+_MODELS: Mapping[str, Mapping[str, Settings]] = {"latent_cross": latent_cross.PRESETS, "m3": m3.PRESETS}
+PRESETS: Mapping[str, Mapping[str, Settings]] = {
+    kind: {**_MODELS.get(kind, {}), **baselines} for kind, baselines in BASELINES.items()
+}
+"""Kind of model -> preset -> the paper's configuration, those of its models first, then those of its baselines."""
+
+_WITHOUT_INDEX = {Loss.HIERARCHICAL: "hierarchical softmax", Loss.CO_WATCHED: "softmax over co-watched videos"}
 
 
 class GeneratorConfig(Settings):
@@ -173,10 +179,10 @@ class RunConfig(Settings):
     @model_validator(mode="after")
     def _generators_can_be_indexed(self) -> "RunConfig":
         for name, generator in self.generators.items():
-            if generator.model.loss == Loss.HIERARCHICAL:
+            if generator.model.loss in _WITHOUT_INDEX:
                 raise ValueError(
-                    f"generators.{name}.model.loss: the scores of a hierarchical softmax are no dot products, so that "
-                    "nothing could be exported after training; set it to sampled or full"
+                    f"generators.{name}.model.loss: the scores of a {_WITHOUT_INDEX[generator.model.loss]} are no dot "
+                    "products, so that nothing could be exported after training; set it to sampled or full"
                 )
         return self
 

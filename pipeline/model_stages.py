@@ -10,6 +10,7 @@ from rich.table import Table
 
 from features.analysis import read_quantiles
 from features.artifacts import MANIFEST, file_sha256, read_manifest
+from features.candidate_examples import SEQUENCE
 from features.example_reader import ExampleSet
 from features.settings import Settings
 from features.spec import FeatureSpec, Kind
@@ -18,6 +19,7 @@ from features.vocabulary import Vocabulary
 from models.calibration import Expectations, at_equal_rank
 from models.candidate_generator import LABEL, WEIGHT
 from models.co_watch_embeddings import CoWatchConfig, co_watch_embeddings, entries_of_bags
+from models.co_watched_softmax import CO_WATCHED, co_watched_videos
 from models.ranker import CLICKED, WATCH_TIME_S, Ranker
 from models.sampled_softmax import Loss
 from models.samplers import attach_label_probability, attach_negatives, make_sampler
@@ -64,6 +66,8 @@ def fit_generator(run: Run, name: str, spec: FeatureSpec | None = None, keep: bo
     columns = _Columns(examples, (LABEL, WEIGHT, *((LABEL_WEIGHTS,) if of_sequences else ())))
     sizes = vocabulary_sizes(run)
     attributes = class_attributes(run, config.model)
+    if config.model.loss == Loss.CO_WATCHED:
+        attributes[CO_WATCHED] = _co_watched(examples, sizes["video"])
     start = _co_watch_start(examples, sizes["video"], config.model.dimension, config.co_watch_start)
 
     generator: Any = CANDIDATE_GENERATORS[config.model.kind]
@@ -214,6 +218,22 @@ def _co_watch_start(
     entries += [(pc.list_flatten(table[b]).to_numpy(), pc.list_value_length(table[b]).to_numpy()) for b in bags]
     users = table["user_id"].combine_chunks().dictionary_encode().indices.to_numpy()
     return co_watch_embeddings(*entries_of_bags(users, entries), num_videos, dimension, config)
+
+
+def _co_watched(examples: ExampleSet, num_videos: int) -> np.ndarray:
+    """The videos most watched right after each video, counted over the training labels of sequences."""
+    table = examples.read(Part.TRAIN, [SEQUENCE, LABEL_WEIGHTS, LABEL])
+    watched = table[SEQUENCE].combine_chunks()
+    lengths = pc.list_value_length(watched).to_numpy(zero_copy_only=False)
+    videos = watched.flatten().to_numpy(zero_copy_only=False)
+    weights = pc.list_flatten(table[LABEL_WEIGHTS]).to_numpy(zero_copy_only=False)
+    begins, own = np.zeros(len(videos), bool), lengths > 0
+    ends = np.cumsum(lengths)
+    begins[(ends - lengths)[own]] = True
+    counted = np.flatnonzero((weights > 0) & ~begins)
+    last = np.concatenate([videos[counted - 1], videos[ends[own] - 1]])
+    following = np.concatenate([videos[counted], table[LABEL].to_numpy()[own]])
+    return co_watched_videos(last, following, num_videos)
 
 
 def label_statistics(examples: ExampleSet, negative_keep_rate: float) -> LabelStatistics:

@@ -44,7 +44,8 @@ def ranks(model: CandidateGenerator, columns: ExampleColumns, batch_size: int = 
     parts = []
     for batch in columns.ordered(batch_size):
         labels = tf.constant(batch[LABEL])
-        scores = model.class_scores(model.embed_queries(serving_features(model, batch)), vectors)
+        features = serving_features(model, batch)
+        scores = model.class_scores(model.embed_queries(features), vectors, features)
         # The label's score is taken from the same product: another order of summation could differ in the last bit.
         own = tf.gather(scores, tf.maximum(labels - 1, 0), axis=1, batch_dims=1)
         rank = tf.where(labels > 0, tf.math.count_nonzero(scores >= own[:, tf.newaxis], axis=1), 0)

@@ -8,7 +8,7 @@ import tensorflow as tf
 from models.candidate_generator import CandidateGenerator
 from pipeline.evaluation.retrieval_metrics import Scorer
 from pipeline.input_pipeline import ExampleColumns
-from pipeline.retrieval_validation import serving_features
+from pipeline.retrieval_validation import class_vectors, serving_features
 
 _AT_ONCE = 65_536
 
@@ -50,6 +50,24 @@ def scorer(queries: np.ndarray, vectors: np.ndarray) -> Scorer:
         found = queries[rows] @ vectors.T
         found[:, unknown] = -np.inf
         return found
+
+    return scores
+
+
+def class_scorer(generator: CandidateGenerator, columns: ExampleColumns, num_videos: int) -> Scorer:
+    """As `scorer` for a slice of the examples, of a generator whose scores are no dot products with catalogue vectors.
+
+    Args:
+      generator: the trained model.
+      columns: the examples.
+      num_videos: of the catalogue, which begins with the videos of the vocabulary.
+    """
+    features, vectors = columns.read(), class_vectors(generator)
+
+    def scores(rows: slice) -> np.ndarray:
+        batch = serving_features(generator, {name: values[rows] for name, values in features.items()})
+        found = generator.class_scores(generator.query_embeddings(batch), vectors, batch).numpy()
+        return np.pad(found, [(0, 0), (0, num_videos - generator.num_classes)], constant_values=-np.inf)
 
     return scores
 

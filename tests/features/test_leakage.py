@@ -16,7 +16,7 @@ from features.candidate_examples import CandidateExamplesConfig, LabelChoice
 from features.errors import LeakageError
 from features.event_windows import ORDER_ONLY, Events
 from features.example_sets import CandidateExamplesJob, ExamplesJob, RankingExamplesJob, SequenceExamplesJob
-from features.feature_lists import default_ranking_features
+from features.feature_lists import FeatureListConfig, default_ranking_features
 from features.history import Derivation
 from features.leakage import LeakageConfig, check_leakage
 from features.splits import Part, Split, SplitConfig
@@ -28,7 +28,10 @@ EVERYTHING = LeakageConfig(examples_per_part=100, shards=3)
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     tables = platform(users=30)
-    return Run(tmp_path_factory.mktemp("run"), tables, split_of(tables))
+    time_of_week = {"name": "time_of_week", "source": "request.time_of_week", "kind": "continuous"}
+    time_of_week |= {"normaliser": "scale", "high": 604_800, "models": ["sequence_generator"]}
+    lists = FeatureListConfig.model_validate({"extra": [time_of_week]})
+    return Run(tmp_path_factory.mktemp("run"), tables, split_of(tables), lists)
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +115,12 @@ def test_a_wrong_value_of_any_candidate_column_is_caught(
 ) -> None:
     leaky = tampered(sets["candidate_generator"], tmp_path, Part.TEST, plus_one(column))
     with pytest.raises(LeakageError, match=rf"column '{column}' stored"):
+        check_leakage(leaky, run.shards, run.features, LeakageConfig(examples_per_part=9, shards=3))
+
+
+def test_a_wrong_time_of_the_week_is_caught(run: Run, sets: dict[str, Path], tmp_path: Path) -> None:
+    leaky = tampered(sets["sequence_generator"], tmp_path, Part.TEST, plus_one("time_of_week"))
+    with pytest.raises(LeakageError, match="column 'time_of_week' stored"):
         check_leakage(leaky, run.shards, run.features, LeakageConfig(examples_per_part=9, shards=3))
 
 

@@ -1,5 +1,6 @@
 """Sequence examples: which watches are labels, in whose sequence, and with which weights; logs to check by hand."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 
 from features.candidate_examples import CandidateExamplesConfig, LabelChoice
 from features.example_sets import SequenceExamplesJob
-from features.feature_lists import FeatureListConfig, default_sequence_features
+from features.feature_lists import FeatureConfig, FeatureListConfig, default_sequence_features
 from features.sequence_examples import SequenceExamplesConfig
 from features.shards import make_shard
 from features.splits import Part, Split
@@ -28,15 +29,17 @@ def build(
     watches: list[dict],
     config: SequenceExamplesConfig | None = None,
     evaluation: CandidateExamplesConfig | None = None,
+    split: Split = SPLIT,
+    lists: FeatureListConfig = LISTS,
 ) -> tuple[dict[Part, list[dict]], dict[str, int]]:
     videos = sorted({row["video_id"] for row in watches})
     catalogue = [{"video_id": video, "uploader_id": f"of {video}"} for video in videos]
     tables = {"watches": table("watches", watches), "videos": table("videos", catalogue)}
     columns = {name: frozenset(rows.column_names) for name, rows in tables.items()}
-    spec = default_sequence_features(columns, LISTS).spec
-    encoder = encoder_of(tmp_path, tables, SPLIT, {"sequence_generator": spec})
+    spec = default_sequence_features(columns, lists).spec
+    encoder = encoder_of(tmp_path, tables, split, {"sequence_generator": spec})
     evaluation, config = evaluation or CandidateExamplesConfig(), config or SequenceExamplesConfig(stride=2)
-    job = SequenceExamplesJob(spec, SPLIT, LISTS, evaluation, config)
+    job = SequenceExamplesJob(spec, split, lists, evaluation, config)
     shard = make_shard({"watches": tables["watches"]})
     examples = job.examples(shard, encoder, job.totals(shard, encoder))
     parts: dict[Part, list[dict]] = {part: [] for part in Part}
@@ -91,6 +94,17 @@ def test_lists_stand_beside_each_other(tmp_path: Path) -> None:
     assert row["seconds_to_next_watch"] == [1800, 1800, 3600]
     np.testing.assert_array_equal(row["watched_time_s"], [60, np.nan, 10])
     assert (row["watch_count"], row["page"]) == (3, 1)
+
+
+@pytest.mark.parametrize(("offset_hours", "hours"), [(0, 2 * 24 + 3), (2, 2 * 24 + 5), (-5, 1 * 24 + 22)])
+def test_the_time_of_the_week_is_the_requests_local_one(tmp_path: Path, offset_hours: int, hours: int) -> None:
+    """The label is watched on a Wednesday at three in the morning, UTC."""
+    time_of_week = {"name": "time_of_week", "source": "request.time_of_week", "kind": "continuous"}
+    time_of_week |= {"normaliser": "scale", "high": 604_800, "models": ["sequence_generator"]}
+    lists = LISTS.model_copy(update={"extra": (FeatureConfig.model_validate(time_of_week),)})
+    split = replace(SPLIT, utc_offset_s=3600.0 * offset_hours)
+    parts, _ = build(tmp_path, [watch("u", "a", 2), watch("u", "b", 3)], split=split, lists=lists)
+    assert [row["time_of_week"] for row in parts[Part.TRAIN]] == [hours * 3600]
 
 
 def test_labels_are_the_most_recent_of_the_last_days_of_users_with_enough_watches(tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ SPEC = FeatureSpec(
         rows_of("device", "request.device", "device"),
         number("share", "request.share", high=10.0),
         number("example_age", "request.example_age", high=DAY),
+        number("time_of_week", "request.time_of_week", high=7 * DAY),
     )
 )
 
@@ -62,6 +63,7 @@ def batch() -> dict[str, np.ndarray]:
         "device": np.array([1, 2, 2, 0], np.int32),
         "share": np.array([5, 1, NAN, 3], np.float32),
         "example_age": np.array([0, 10, 20, 30], np.float32),
+        "time_of_week": np.array([1800, NAN, 7 * DAY - 1, 50 * 3600], np.float32),
         "label": np.array([5, 6, 0, 2], np.int32),
         "weight": np.array([1, 2, 1, 0.5], np.float32),
         "label_weights": np.array([[0, 1, 0.25, 0, 0], [0, 0, 0, 0, 0], [1, 0, 0, 0, 0], [0, 0, 1, 1, 3]], np.float32),

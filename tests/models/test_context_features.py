@@ -15,6 +15,7 @@ from models.context_features import (
     CrossedContext,
     Use,
     context_columns,
+    hour_of_week_rows,
     scale_rows,
     second_rows,
     watch_ages,
@@ -52,6 +53,17 @@ def test_the_age_of_a_watch_is_the_example_age_and_the_gaps_since():
     np.testing.assert_array_equal(ages[3], [NAN, NAN, 142, 137, 130, 30])
 
 
+def test_the_hour_of_the_week_of_a_watch_is_the_requests_less_the_gaps_since():
+    """The first request is at 0:30 on Monday, half an hour after midnight and an hour after its last two watches."""
+    rows = hour_of_week_rows(tensors(batch())).numpy()
+    np.testing.assert_array_equal(rows[0, :4], [168, 168, 168, 1])
+    assert rows[1, 0] == 169  # not known
+    # 1e9 seconds are 1653 weeks and 73.8 hours: from the end of Sunday back to the hour 94 of a week.
+    np.testing.assert_array_equal(rows[2, :2], [95, 168])
+    # Three watches are at most 112 seconds before a request at 50:00 sharp; before an unknown gap nothing is known.
+    np.testing.assert_array_equal(rows[3], [169, 169, 50, 50, 50, 51])
+
+
 def row(seconds: float) -> int:
     return int(second_rows(tf.constant(seconds, tf.float32)))
 
@@ -66,6 +78,7 @@ def row(seconds: float) -> int:
         ("time_delta", [row(60), row(0), row(3600)], [UNKNOWN, row(60), row(0), row(3600)]),
         ("watch_time", [row(20), UNKNOWN, row(300)], [UNKNOWN, row(20), UNKNOWN, row(300)]),
         ("watch_age", [row(3660), row(3600), row(3600)], [row(3660), row(3600), row(3600), row(0)]),
+        ("time_of_week", [168, 168, 168], [168, 168, 168, 1]),
     ],
 )
 def test_each_feature_has_rows_by_event_and_by_step(name: str, events: list[int], steps: list[int]):

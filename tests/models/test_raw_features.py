@@ -347,6 +347,19 @@ def test_hour_is_local():
         assert found["hour"].numpy().tolist() == rows  # row of hour h is h + 1
 
 
+def test_the_week_begins_on_local_monday():
+    """Five in the morning of a Tuesday in UTC; four hours to the west it is one, and ten to the east three p.m."""
+    now = tf.constant([1_650_949_200.25], tf.float64)  # 2022-04-26 05:00:00.25 UTC
+    for side, shape in ((Side.QUERY, 1), (Side.IMPRESSION, 3)):
+        time_of_week = number("time_of_week", "request.time_of_week", side)
+        spec = FeatureSpec((time_of_week, *([SPEC["video_id"]] if shape > 1 else [])))
+        raw = {"request_timestamp": now, "candidate_ids": tf.constant([VIDEO_IDS[:3]])}
+        for offset_hours, hours in ((0, 29), (-4, 25), (10, 39), (-6, 23), (-30, 167)):
+            features = RawFeatures(spec, encoder(np.random.default_rng(0)), LISTS, offset_hours * 3600)
+            found = features(raw)["time_of_week"].numpy().ravel()
+            np.testing.assert_array_equal(found, [hours * 3600 + 0.25] * shape)
+
+
 def test_features_that_cannot_be_served_are_refused():
     with pytest.raises(ConfigError, match="describes the video scored; set its side"):
         raw_inputs(one("uploader", "videos.uploader_id", "uploader"))

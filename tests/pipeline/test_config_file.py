@@ -132,7 +132,13 @@ def test_an_unknown_protocol_tells_the_nearest() -> None:
         RunConfig.model_validate({"protocol": "m3_movilens"})
 
 
-def test_a_run_whose_generator_could_not_be_exported_is_refused_before_training() -> None:
-    value = {"generators": {"rnn": {"model": {"kind": "latent_cross", "loss": "hierarchical"}}}}
-    with pytest.raises(ValidationError, match="the scores of a hierarchical softmax are no dot products"):
-        RunConfig.model_validate(value)
+@pytest.mark.parametrize(
+    ("model", "scores"),
+    [
+        ({"kind": "latent_cross", "loss": "hierarchical"}, "hierarchical softmax"),
+        ({"kind": "bag_of_watches", "preset": "bag_of_words_time"}, "softmax over co-watched videos"),
+    ],
+)
+def test_a_run_whose_generator_could_not_be_exported_is_refused_before_training(model: dict, scores: str) -> None:
+    with pytest.raises(ValidationError, match=f"the scores of a {scores} are no dot products"):
+        RunConfig.model_validate({"generators": {"rnn": {"model": model}}})

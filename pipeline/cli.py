@@ -1,12 +1,16 @@
 """The command line. Heavy libraries are imported inside the commands, so that `--help` answers at once."""
 
+import _thread
 import os
 import sys
+import threading
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -40,7 +44,8 @@ COMMANDS = "upnext.commands"
 def main() -> None:
     """Entry point: an error is one line and exit code 1, an interruption one line and 130, never a traceback."""
     try:
-        complete_app()()
+        with interruptions_kept():
+            complete_app()()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
@@ -56,6 +61,29 @@ def main() -> None:
             traceback.print_exception(error)
         _say("error:", one_line(error))
         sys.exit(1)
+
+
+@contextmanager
+def interruptions_kept() -> Iterator[None]:
+    """Raises an interruption again that came in a callback of C code, which prints and drops what is raised there."""
+    printed, ignored = sys.excepthook, sys.unraisablehook
+
+    def kept(kind: type[BaseException]) -> bool:
+        dropped = issubclass(kind, KeyboardInterrupt)
+        if dropped:  # a moment later, when the callback has returned
+            threading.Timer(0.05, _thread.interrupt_main).start()
+        return dropped
+
+    def on_ignored(raised: Any) -> None:
+        if not kept(raised.exc_type):
+            ignored(raised)
+
+    sys.excepthook = lambda kind, *raised: None if kept(kind) else printed(kind, *raised)
+    sys.unraisablehook = on_ignored
+    try:
+        yield
+    finally:
+        sys.excepthook, sys.unraisablehook = printed, ignored
 
 
 def _interrupted() -> NoReturn:

@@ -11,7 +11,7 @@ from features.artifacts import read_manifest
 from tests.end_to_end.command_line import start
 from tests.end_to_end.conftest import Funnel
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.slow
 
 
 def free_ports(count: int) -> list[int]:

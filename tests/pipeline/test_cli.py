@@ -1,5 +1,13 @@
+"""The command line before any library is loaded: what it answers at once, and interruptions."""
+
 import subprocess
 import sys
+import time
+from collections.abc import Callable
+
+import pytest
+
+from pipeline.cli import interruptions_kept
 
 RUN = """
 import sys
@@ -17,3 +25,31 @@ def test_a_file_that_is_not_there_is_said_before_the_libraries_are_loaded() -> N
     assert ended.returncode == 1
     assert ended.stderr.startswith("error: configuration 'nosuch.yaml': no such file")
     assert ended.stdout.strip() == "[]"
+
+
+class RaisesWhenRemoved:
+    """Python prints what is raised in here and goes on, as C code does with what its callbacks raise."""
+
+    def __init__(self, error: type[BaseException]) -> None:
+        self.error = error
+
+    def __del__(self) -> None:
+        raise self.error
+
+
+def print_and_go_on(error: type[BaseException]) -> None:
+    sys.excepthook(error, error(), None)
+
+
+@pytest.mark.parametrize("drop", [RaisesWhenRemoved, print_and_go_on])
+def test_an_interruption_that_a_library_drops_is_raised_again(drop: Callable[[type[BaseException]], object]) -> None:
+    with pytest.raises(KeyboardInterrupt), interruptions_kept():
+        drop(KeyboardInterrupt)
+        time.sleep(20)
+
+
+def test_other_errors_that_a_library_drops_are_printed_as_before(capsys: pytest.CaptureFixture[str]) -> None:
+    with interruptions_kept():
+        print_and_go_on(ValueError)
+        time.sleep(0.2)
+    assert "ValueError" in capsys.readouterr().err

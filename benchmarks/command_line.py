@@ -22,7 +22,7 @@ def add_commands(app: typer.Typer) -> None:
 def reproduce(
     name: Annotated[str, typer.Argument(help="An experiment, see above.")],
     scale: Annotated[str, typer.Option(help="smoke: seconds, says that it runs; full: the figures.")] = "full",
-    source: Annotated[str, typer.Option(help="simulator or kuairand.")] = "simulator",
+    source: Annotated[str, typer.Option(help="simulator, kuairand or movielens.")] = "simulator",
     set_: SetOption = None,
     output: Annotated[
         Path | None, typer.Option(help="Results folder.  [default: benchmarks/results in a checkout, else results]")
@@ -31,6 +31,9 @@ def reproduce(
     trainings: Annotated[
         int | None, typer.Option(min=1, help="Trainings of each variant.  [default: 3; at smoke scale 1]")
     ] = None,
+    peers: Annotated[
+        Path | None, typer.Option(help="Interpreter of an environment with RecBole, for outside_peers.")
+    ] = None,
 ) -> None:
     """Runs one experiment."""
-    run_experiment(name, scale, source, set_ or [], output, workdir, open_console(), trainings)
+    run_experiment(name, scale, source, set_ or [], output, workdir, open_console(), trainings, peers)

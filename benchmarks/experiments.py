@@ -53,6 +53,7 @@ class SourceName(StrEnum):
 
     SIMULATOR = "simulator"
     KUAIRAND = "kuairand"
+    MOVIELENS = "movielens"
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ class Request:
       workdir: where data and variants are kept.
       console: where it speaks.
       trainings: of each variant, which differ in their seed; None: three at full scale, one at smoke scale.
+      peers: interpreter of an environment with the libraries that are compared with; None: there is none.
     """
 
     name: str
@@ -77,6 +79,7 @@ class Request:
     workdir: Path
     console: Console
     trainings: int | None = None
+    peers: Path | None = None
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -94,6 +97,7 @@ class Request:
         """What repeats it."""
         settings = [word for override in self.overrides for word in ("--set", _PATH.sub("=DIR", override))]
         settings += ["--trainings", str(self.trainings)] if self.trainings else []
+        settings += ["--peers", "PYTHON"] if self.peers else []
         source = ["--source", self.source] if self.source else []
         return shlex.join(["upnext", "reproduce", self.name, "--scale", self.scale, *source, *settings])
 
@@ -171,8 +175,8 @@ def kept(
 def published_settings(run: Run, parts: set[str]) -> dict[str, Any]:
     """The configuration's `parts` for a result that others read: folders of this machine are `DIR`."""
     value: dict[str, Any] = run.config.model_dump(mode="json", include=parts)
-    if "path" in value.get("source", {}):
-        value["source"]["path"] = "DIR"
+    for name in {"path", "archive"} & set(value.get("source", {})):
+        value["source"][name] = "DIR"
     return value
 
 

@@ -103,6 +103,14 @@ def generator_answers(
     return answers
 
 
+def retrieval_examples(run: Run, part: Part) -> RetrievalExamples:
+    """Histories and next watches of a world's validation or test part, over the whole catalogue."""
+    catalogue = run.encoder.catalogue
+    classes = int(np.count_nonzero(catalogue["video"].to_numpy()))
+    table = ExampleSet(run.examples(GENERATOR)).read(part)
+    return RetrievalExamples.from_table(table, np.arange(classes + 1) - 1, len(catalogue))
+
+
 @dataclass(frozen=True)
 class HeldOutWatches:
     """The test examples of a world: the next watches of its users, over the whole catalogue.
@@ -119,10 +127,7 @@ class HeldOutWatches:
 
     @cached_property
     def targets(self) -> RetrievalTargets:
-        catalogue = self.run.encoder.catalogue
-        classes = int(np.count_nonzero(catalogue["video"].to_numpy()))
-        columns_of_rows = np.arange(classes + 1) - 1
-        return RetrievalExamples.from_table(self.examples.read(Part.TEST), columns_of_rows, len(catalogue)).targets
+        return retrieval_examples(self.run, Part.TEST).targets
 
     def ranks(self, model: CandidateGenerator) -> Ranks:
         """Ranks of the labels by a trained model."""

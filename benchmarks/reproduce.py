@@ -16,8 +16,11 @@ EXPERIMENTS = covington2016.EXPERIMENTS | beutel2018.EXPERIMENTS | tang2019.EXPE
 """Name of each experiment -> what it shows."""
 OWN_DATA = beutel2018.OWN_DATA
 """Experiments that make their own data and have no configuration."""
-ON_REAL_LOGS = ("ranker_layers", "label_choice")
-"""Experiments that a log without searches, demographics and fresh uploads can answer."""
+ON_REAL_LOGS = {
+    "kuairand": ("ranker_layers", "label_choice", "outside_peers"),
+    "movielens": ("outside_peers",),
+}
+"""Source of real logs -> experiments that it can answer, without searches, demographics and fresh uploads."""
 
 
 def reproduce(
@@ -29,18 +32,20 @@ def reproduce(
     workdir: Path,
     console: Console,
     trainings: int | None = None,
+    peers: Path | None = None,
 ) -> None:
     """Runs one experiment and publishes its result.
 
     Args:
       name: of `EXPERIMENTS`.
       scale: `smoke` or `full`.
-      source: `simulator` or `kuairand`.
+      source: `simulator`, `kuairand` or `movielens`.
       overrides: `key=value` texts on the run's configuration.
       output: results folder; None: the default of `report.results_folder`.
       workdir: where data and variants are kept.
       console: where it speaks.
       trainings: of each variant; None: three at full scale, one at smoke scale, unless the experiment says otherwise.
+      peers: interpreter of an environment with the libraries that `outside_peers` compares with; None: none of them.
 
     Raises:
       ConfigError: there is no such experiment, scale or source, or the source has not what the experiment needs, or the
@@ -57,14 +62,14 @@ def reproduce(
     if name in OWN_DATA and (overrides or source != SourceName.SIMULATOR):
         given = [f"--source {source}", *(f"--set {override}" for override in overrides)]
         raise ConfigError(f"{name}: makes its own data and has no settings, found {' '.join(given)}; leave that out")
-    if source == SourceName.KUAIRAND and name not in ON_REAL_LOGS:
+    if name not in ON_REAL_LOGS.get(source, (name,)):
         raise ConfigError(
             f"{name}: {source} has not what it needs (searches, demographics, uploads through the window, the truth); "
-            f"on {source} there are {', '.join(ON_REAL_LOGS)}"
+            f"on {source} there are {', '.join(ON_REAL_LOGS[source])}"
         )
     find_devices()
     folder, logs = output or results_folder(), None if name in OWN_DATA else SourceName(source)
-    request = Request(name, Scale(scale), logs, tuple(overrides), folder, workdir, console, trainings)
+    request = Request(name, Scale(scale), logs, tuple(overrides), folder, workdir, console, trainings, peers)
     import_module(f"{FOLDERS[name].__name__}.{name}").reproduce(request)
 
 

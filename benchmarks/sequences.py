@@ -33,11 +33,13 @@ class Variant:
       name: as the paper calls it.
       model: its configuration, `kind` included.
       paper: the paper's figures for it, metric -> value.
+      generator: further settings of its `GeneratorConfig`, those of its training in place of the world's.
     """
 
     name: str
     model: Mapping[str, Any]
     paper: Mapping[str, float] = field(default_factory=dict)
+    generator: Mapping[str, Any] = field(default_factory=dict)
 
 
 def platform_settings(full: bool) -> dict[str, Any]:
@@ -103,17 +105,18 @@ def judge(request: Request, run: Run, held_out: HeldOutWatches, variant: Variant
     return Judged(measured, int(answers[0]["parameters"][0]), [int(found["epoch"][0]) for found in answers])
 
 
-def variant_run(run: Run, model: Mapping[str, Any], seed: int) -> Run:
+def variant_run(run: Run, variant: Variant, seed: int) -> Run:
     """The world with this model as its generator, trained with this seed."""
     settings = run.config.generators[NAME].model_dump(mode="json")
-    settings |= {"model": dict(model), "training": {**settings["training"], "seed": seed}}
+    training = {**settings["training"], **variant.generator.get("training", {}), "seed": seed}
+    settings |= {**variant.generator, "model": dict(variant.model), "training": training}
     config = GeneratorConfig.model_validate(settings)
     return replace(run, config=run.config.model_copy(update={"generators": {NAME: config}}))
 
 
 def sequence_answers(request: Request, run: Run, variant: Variant, seed: int) -> dict[str, np.ndarray]:
     """Ranks of the test labels by the trained variant, `validation_map` `[epochs]`, `epoch` and `parameters` `[1]`."""
-    of_variant = variant_run(run, variant.model, seed)
+    of_variant = variant_run(run, variant, seed)
     config = of_variant.config.generators[NAME]
 
     def train() -> dict[str, np.ndarray]:

@@ -43,9 +43,13 @@ class Peers:
 
     Args:
       python: interpreter of their environment; None: there is none.
+      scripts: the folder of the `peer_*.py` that run there.
+      advice: how to get what is missing.
     """
 
     python: Path | None
+    scripts: Path = SCRIPTS
+    advice: str = "`make bench` installs the peers"
 
     def version(self, module: str) -> str | None:
         """The version of a peer's module; None where it is not installed."""
@@ -58,13 +62,13 @@ class Peers:
     def missing(self, modules: Sequence[str]) -> list[str]:
         """A sentence for each of `modules` that is not there."""
         return [
-            f"{module}: not installed, so not measured (`make bench` installs the peers)."
+            f"{module}: not installed, so not measured ({self.advice})."
             for module in modules
             if self.version(module) is None
         ]
 
     def run(self, script: str, *arguments: str | Path) -> ProcessRun:
-        """Runs one of the `peer_*.py` beside this file under the peers' interpreter."""
+        """Runs one of the `peer_*.py` under the peers' interpreter."""
         return run_process(self._command(script, arguments))
 
     @contextmanager
@@ -79,4 +83,4 @@ class Peers:
                 process.terminate()
 
     def _command(self, script: str, arguments: Sequence[str | Path]) -> list[str]:
-        return [str(self.python), str(SCRIPTS / script), *map(str, arguments)]
+        return [str(self.python), str(self.scripts / script), *map(str, arguments)]

@@ -2,6 +2,7 @@
 
 EXPERIMENTS = {
     "temporal_range": "M3, Tables 2, 4, 5 and 6: mixtures of temporal ranges beside single ranges; gates",
+    "outside_peers": "sequence models beside RecBole's GRU4Rec, SASRec and Caser on the same split, metric and budget",
     "sparse_gates": "M3, section 6: gates that leave encoders out when serving, accuracy against latency",
 }
 """Name of each experiment, and of its module, with what it shows."""

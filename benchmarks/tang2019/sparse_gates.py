@@ -16,7 +16,7 @@ from matplotlib.figure import Figure as Plot
 from benchmarks.experiments import Request, Scale, configuration, prepare
 from benchmarks.generators import MAP, HeldOutWatches
 from benchmarks.report import Cell, ResultTable, new_plot, publish_result
-from benchmarks.sequences import NAME, platform_settings, variant_run
+from benchmarks.sequences import NAME, Variant, platform_settings, variant_run
 from benchmarks.tang2019.range_models import mixture
 from features.example_reader import ExampleSet
 from features.splits import Part
@@ -41,7 +41,7 @@ def reproduce(request: Request) -> None:
     rows: list[list[Cell]] = []
     points: dict[float, list[tuple[float, Figure]]] = {}
     for penalty in PENALTIES if full else PENALTIES[:1]:
-        variant = variant_run(run, mixture(full, gate_penalty=penalty), seed=1)
+        variant = variant_run(run, Variant(f"penalty {penalty}", mixture(full, gate_penalty=penalty)), seed=1)
         trained = fit_generator(variant, NAME).model
         models = {threshold: with_threshold(trained, threshold) for threshold in THRESHOLDS}
         columns = ExampleColumns(ExampleSet(run.examples(SEQUENCES)), (Part.TEST,), ())

@@ -177,7 +177,10 @@ class RetrievalExamples:
         """At most n examples, chosen at random by the seed, in their order."""
         if len(self) <= n:
             return self
-        rows = np.sort(np.random.default_rng(seed).choice(len(self), n, replace=False))
+        return self.take(np.sort(np.random.default_rng(seed).choice(len(self), n, replace=False)))
+
+    def take(self, rows: np.ndarray) -> "RetrievalExamples":
+        """The examples at `rows`."""
         lengths = self.histories.lengths[rows]
         offsets = np.concatenate([[0], np.cumsum(lengths)])
         flat = np.repeat(self.histories.offsets[rows] - offsets[:-1], lengths) + np.arange(offsets[-1])

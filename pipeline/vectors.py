@@ -66,7 +66,7 @@ def class_scorer(generator: CandidateGenerator, columns: ExampleColumns, num_vid
 
     def scores(rows: slice) -> np.ndarray:
         batch = serving_features(generator, {name: values[rows] for name, values in features.items()})
-        found = generator.class_scores(generator.query_embeddings(batch), vectors, batch).numpy()
+        found = generator.class_scores(generator.embed_queries(batch), vectors, batch).numpy()
         return np.pad(found, [(0, 0), (0, num_videos - generator.num_classes)], constant_values=-np.inf)
 
     return scores

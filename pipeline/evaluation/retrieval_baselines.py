@@ -1,8 +1,9 @@
 """The peers of the candidate generators, tuned on validation and measured on test like the models.
 
-Popularity (all training; recent), last-watch co-watch, item-kNN, ALS and EASE; the last four also weighted by recent
-popularity. Each is fitted on the training watches, its hyper-parameters are chosen on validation, and it is fitted
-again, with these, on the watches that a model may use before the test part.
+Popularity (all training; recent), co-watch (of the last watch; of the recent history), item-kNN, ALS, EASE and, where
+configured, paragraph vectors; all but the popularities also weighted by recent popularity. Each is fitted on the
+training watches, its hyper-parameters are chosen on validation, and it is fitted again, with these, on the watches
+that a model may use before the test part.
 """
 
 import time
@@ -16,10 +17,16 @@ from pydantic import Field
 
 from features.settings import Settings
 from pipeline.evaluation.baselines.als import AlsConfig, fit_als
-from pipeline.evaluation.baselines.co_watch import CoWatchConfig, fit_co_watch
+from pipeline.evaluation.baselines.co_watch import (
+    CoWatchConfig,
+    RecentCoWatchConfig,
+    fit_co_watch,
+    fit_recent_co_watch,
+)
 from pipeline.evaluation.baselines.ease import EaseConfig, fit_ease
 from pipeline.evaluation.baselines.interactions import FittedBaseline, Interactions, RetrievalExamples
 from pipeline.evaluation.baselines.item_knn import ItemKnnConfig, fit_item_knn
+from pipeline.evaluation.baselines.paragraph_vectors import ParagraphVectorsConfig, fit_paragraph_vectors
 from pipeline.evaluation.baselines.popularity import (
     Popularity,
     PopularityConfig,
@@ -48,10 +55,21 @@ from pipeline.evaluation.retrieval_metrics import RetrievalMetricsConfig, evalua
 POPULARITY: Final = "popularity"
 RECENT_POPULARITY: Final = "recent popularity"
 CO_WATCH: Final = "last-watch co-watch"
+RECENT_CO_WATCH: Final = "recent co-watch"
 ITEM_KNN: Final = "item-kNN"
 ALS: Final = "ALS"
 EASE: Final = "EASE"
-Method = Literal["popularity", "recent popularity", "last-watch co-watch", "item-kNN", "ALS", "EASE"]
+PARAGRAPH_VECTORS: Final = "paragraph vectors"
+Method = Literal[
+    "popularity",
+    "recent popularity",
+    "last-watch co-watch",
+    "recent co-watch",
+    "item-kNN",
+    "ALS",
+    "EASE",
+    "paragraph vectors",
+]
 WEIGHTED = "{} × recent popularity"
 
 
@@ -59,13 +77,16 @@ class RetrievalBaselinesConfig(Settings):
     """Which peers are run, their grids, and how their parameters are chosen."""
 
     methods: tuple[Method, ...] = Field(
-        default=(POPULARITY, RECENT_POPULARITY, CO_WATCH, ITEM_KNN, ALS, EASE), description="families to run, by name"
+        default=(POPULARITY, RECENT_POPULARITY, CO_WATCH, RECENT_CO_WATCH, ITEM_KNN, ALS, EASE),
+        description="families to run, by name",
     )
     popularity: PopularityConfig = PopularityConfig()
     co_watch: CoWatchConfig = CoWatchConfig()
+    recent_co_watch: RecentCoWatchConfig = RecentCoWatchConfig()
     item_knn: ItemKnnConfig = ItemKnnConfig()
     als: AlsConfig = AlsConfig()
     ease: EaseConfig = EaseConfig()
+    paragraph_vectors: ParagraphVectorsConfig = ParagraphVectorsConfig()
     recency_weighting: RecencyWeightingConfig = RecencyWeightingConfig()
     selected_by: tuple[str, ...] = Field(
         default=("MAP@20 unwatched", "recall@100 unwatched"),
@@ -114,6 +135,11 @@ def families(config: RetrievalBaselinesConfig, watches: Interactions) -> list[Fa
         ),
         Family(CO_WATCH, lambda w, p: fit_co_watch(w, **p), _grid(backoff=config.co_watch.backoff)),
         Family(
+            RECENT_CO_WATCH,
+            lambda w, p: fit_recent_co_watch(w, **p),
+            _grid(decay=config.recent_co_watch.decay, backoff=config.recent_co_watch.backoff),
+        ),
+        Family(
             ITEM_KNN,
             lambda w, p: fit_item_knn(w, **p),
             _grid(neighbours=config.item_knn.neighbours, shrinkage=config.item_knn.shrinkage),
@@ -133,6 +159,12 @@ def families(config: RetrievalBaselinesConfig, watches: Interactions) -> list[Fa
             lambda w, p: fit_ease(w, **p),
             _grid(regularisation=config.ease.regularisation),
             config.ease.max_videos,
+        ),
+        Family(
+            PARAGRAPH_VECTORS,
+            lambda w, p: fit_paragraph_vectors(w, **p, config=config.paragraph_vectors),
+            _grid(dimension=config.paragraph_vectors.dimension, regularisation=config.paragraph_vectors.regularisation),
+            config.paragraph_vectors.max_videos,
         ),
     ]
     return [family for family in all_families if family.name in config.methods]

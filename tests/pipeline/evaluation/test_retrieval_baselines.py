@@ -43,6 +43,8 @@ def test_every_peer_is_there_plain_and_weighted(results):
         "recent popularity",
         "last-watch co-watch",
         "last-watch co-watch × recent popularity",
+        "recent co-watch",
+        "recent co-watch × recent popularity",
         "item-kNN",
         "item-kNN × recent popularity",
         "ALS",
@@ -56,7 +58,7 @@ def test_every_peer_is_there_plain_and_weighted(results):
 def test_personal_peers_find_the_group_that_popularity_cannot(results):
     value = {name: result.method_figures.figure("recall@5 unwatched").value for name, result in results[0].items()}
     assert value["popularity"] < 0.5
-    for name in ("item-kNN", "ALS", "EASE"):
+    for name in ("recent co-watch", "item-kNN", "ALS", "EASE"):
         assert value[name] > 0.95  # three videos of the group are left: within the first five if the group is found
     paired = paired_difference(
         *(next(m for m in results[0][n].measurements if m.name == "recall@5") for n in ("EASE", "popularity"))

@@ -5,7 +5,7 @@ import pytest
 import scipy.sparse as sp
 
 from pipeline.evaluation.baselines.als import AlsConfig, fit_als
-from pipeline.evaluation.baselines.co_watch import fit_co_watch, transition_counts
+from pipeline.evaluation.baselines.co_watch import fit_co_watch, fit_recent_co_watch, transition_counts
 from pipeline.evaluation.baselines.ease import fit_ease
 from pipeline.evaluation.baselines.interactions import US_PER_DAY, Histories, Interactions
 from pipeline.evaluation.baselines.item_knn import fit_item_knn
@@ -74,6 +74,19 @@ def test_co_watch_counts_and_back_off_by_hand():
     np.testing.assert_allclose(scores[1], popularity, rtol=1e-6)
     np.testing.assert_allclose(scores[2], popularity, rtol=1e-6)
     np.testing.assert_allclose(scores[3], (np.array([1, 0, 1, 0]) + 2 * popularity) / 4, rtol=1e-6)
+
+
+def test_recent_co_watch_averages_over_the_history_the_older_the_less():
+    """Transitions 0→1 twice, 1→0 and 1→2 once; γ = 1/2 over 2, 1, 0 gives weights 1/4, 1/2 and 1."""
+    popularity, of_last = np.array([4, 3, 1, 0]) / 8, fit_co_watch(THREE_USERS, backoff=2.0)
+    after = {video: of_last.score(histories([video]))[0] for video in (0, 1, 2)}
+    recent = fit_recent_co_watch(THREE_USERS, decay=0.5, backoff=2.0)
+    scores = recent.score(histories([2, 1, 0], [], [1, 0, 1], [0]))
+    np.testing.assert_allclose(scores[0], (after[0] + after[1] / 2 + after[2] / 4) / 1.75, rtol=1e-6)
+    np.testing.assert_allclose(scores[1], popularity, rtol=1e-6)
+    np.testing.assert_allclose(scores[2], (1.25 * after[1] + after[0] / 2) / 1.75, rtol=1e-6)  # 1 is watched twice
+    np.testing.assert_allclose(scores[3], after[0], rtol=1e-6)
+    assert scores.dtype == np.float32
 
 
 def test_item_knn_by_hand():

@@ -6,7 +6,7 @@ same loss, optimizer and number of passes at most; the pass is chosen on the val
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -39,6 +39,11 @@ class Variant:
     name: str
     model: Mapping[str, Any]
     paper: Mapping[str, float] = field(default_factory=dict)
+
+    def with_settings(self, settings: Mapping[str, Any]) -> Self:
+        """The same with other settings of its model."""
+        return replace(self, model={**self.model, **settings})
+
     generator: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -85,11 +90,13 @@ class Judged:
       measured: metric -> measurement of each seed.
       parameters: weights of the model.
       epochs: passes of each training.
+      validation: MAP of each training on the validation part, at the pass that was chosen there.
     """
 
     measured: Mapping[str, list[Measurement]]
     parameters: int
     epochs: list[int]
+    validation: list[float]
 
 
 def judge(request: Request, run: Run, held_out: HeldOutWatches, variant: Variant, seeds: Sequence[int]) -> Judged:
@@ -102,7 +109,24 @@ def judge(request: Request, run: Run, held_out: HeldOutWatches, variant: Variant
         for measurement in told:
             if measurement.name in measured:
                 measured[measurement.name].append(measurement)
-    return Judged(measured, int(answers[0]["parameters"][0]), [int(found["epoch"][0]) for found in answers])
+    epochs = [int(found["epoch"][0]) for found in answers]
+    validation = [float(found["validation_map"][epoch - 1]) for found, epoch in zip(answers, epochs, strict=True)]
+    return Judged(measured, int(answers[0]["parameters"][0]), epochs, validation)
+
+
+def tuned(
+    request: Request, run: Run, held_out: HeldOutWatches, variant: Variant, space: Mapping[str, Mapping[str, Any]]
+) -> tuple[Variant, dict[str, Judged]]:
+    """The variant with the settings of the search space that validate best, and what each of them came to.
+
+    Args:
+      request, run, held_out: see `judge`; the search trains with the first seed alone.
+      variant: the model whose settings are replaced.
+      space: name -> settings of the model.
+    """
+    tried = {name: variant.with_settings(settings) for name, settings in space.items()}
+    trials = {name: judge(request, run, held_out, each, request.seeds[:1]) for name, each in tried.items()}
+    return tried[max(trials, key=lambda name: trials[name].validation[0])], trials
 
 
 def variant_run(run: Run, variant: Variant, seed: int) -> Run:

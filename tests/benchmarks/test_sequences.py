@@ -1,10 +1,13 @@
 """The models that the experiments of sequences compare, and what is made of them."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
+from benchmarks import sequences
 from benchmarks.beutel2018.context_models import figure_3, figure_4, table_4
-from benchmarks.sequences import Variant
+from benchmarks.sequences import Judged, Variant, tuned
 from benchmarks.tang2019.range_models import MIXTURES, RECURRENT, TABLE_5, baselines, gates, mixture, subsets
 from benchmarks.tang2019.sparse_gates import with_threshold
 from models.context_features import Use
@@ -16,7 +19,9 @@ from tests.models.sequence_batches import SIZES, SPEC, batch, tensors
 @pytest.mark.parametrize("full", [False, True])
 def test_every_variant_is_a_model_and_a_name_means_one(full: bool) -> None:
     groups = [*(comparison.variants for comparison in (table_4(full), figure_3(full), figure_4(full)))]
-    for variants in ([v for group in groups for v in group], [*baselines(full), *subsets(full), *gates(full)]):
+    compared = baselines(full)
+    m3r = next(variant for variant in compared if variant.name == TABLE_5["TSL"])
+    for variants in ([v for group in groups for v in group], [*compared, *subsets(m3r), *gates(m3r)]):
         by_name: dict[str, Variant] = {}
         for variant in variants:
             config = GeneratorConfig.model_validate({"model": dict(variant.model)})
@@ -40,7 +45,7 @@ def test_the_compared_models_differ_in_nothing_but_how_context_enters() -> None:
 
 
 def test_subsets_have_the_encoders_of_their_letters() -> None:
-    for variant in subsets(True):
+    for variant in subsets(Variant(TABLE_5["TSL"], mixture(True))):
         letters = "".join(Encoder(name).name[0] for name in variant.model["encoders"])
         assert variant.name == f"M3R-{letters}"
 
@@ -53,3 +58,20 @@ def test_another_threshold_has_the_same_weights_and_leaves_out_what_is_below() -
     expected = trained.query_embeddings(features).numpy()
     np.testing.assert_array_equal(same.query_embeddings(features), expected)
     np.testing.assert_array_equal(none.last_state(features), np.zeros_like(none.last_state(features)))
+
+
+def test_of_its_trials_a_model_keeps_the_settings_that_validate_best(monkeypatch: pytest.MonkeyPatch) -> None:
+    validation = {0: 0.2, 1: 0.4, 2: 0.3}
+    asked = []
+
+    def judge(request: object, run: object, held_out: object, variant: Variant, seeds: tuple[int, ...]) -> Judged:
+        asked.append(seeds)
+        return Judged({}, 1, [1], [validation[variant.model["depth"]]])
+
+    monkeypatch.setattr(sequences, "judge", judge)
+    request = SimpleNamespace(seeds=(1, 2, 3))
+    space = {name: {"depth": depth} for depth, name in enumerate("abc")}
+    best, trials = tuned(request, None, None, Variant("model", {"depth": 9, "width": 5}), space)  # type: ignore[arg-type]
+    assert best.model == {"depth": 1, "width": 5}
+    assert {name: each.validation for name, each in trials.items()} == {"a": [0.2], "b": [0.4], "c": [0.3]}
+    assert asked == [(1,)] * 3

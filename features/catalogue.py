@@ -26,7 +26,8 @@ import pyarrow.parquet as pq
 
 from features.artifacts import publish
 from features.errors import ArtifactError, ConfigError, DataError
-from features.spec import FeatureSpec, Kind
+from features.history import REQUIREMENTS, derivation_of
+from features.spec import Feature, FeatureSpec, Kind
 from features.tables import has_table, read_table, table_batches
 from features.vocabulary import Vocabulary
 
@@ -108,10 +109,8 @@ def _in_order(ids: pa.Array, vocabulary: Vocabulary) -> pa.Array:
 def _spaces(specs: Iterable[FeatureSpec], columns: Collection[str], vocabularies: Collection[str]) -> dict[str, str]:
     """Column of videos -> the id space that encodes it."""
     spaces: dict[str, str] = {}
-    for feature in (feature for spec in specs for feature in spec.kind(Kind.CATEGORICAL)):
-        table, column = feature.source.split(".", 1)
-        if table != "videos" or column == "video_id":
-            continue
+    shown = [(feature, column) for spec in specs for feature in spec.features for column in _columns_shown_by(feature)]
+    for feature, column in shown:
         space = str(feature.id_space)
         if spaces.setdefault(column, space) != space:
             raise ConfigError(
@@ -124,6 +123,16 @@ def _spaces(specs: Iterable[FeatureSpec], columns: Collection[str], vocabularies
         if column in columns and space in vocabularies:
             spaces.setdefault(column, space)
     return spaces
+
+
+def _columns_shown_by(feature: Feature) -> tuple[str, ...]:
+    """The columns of videos whose rows are the feature's values, but for the videos themselves."""
+    room, name = feature.source.split(".", 1)
+    if feature.kind != Kind.CATEGORICAL:
+        return ()
+    if room == "history":
+        return tuple(column for table, column in REQUIREMENTS[derivation_of(name)].columns if table == "videos")
+    return (name,) if room == "videos" and name != "video_id" else ()
 
 
 def _encoded(
@@ -224,17 +233,6 @@ class Catalogue:
             times = values.cast(pa.timestamp("us", values.type.tz)).cast(pa.int64())
             values = pc.fill_null(times, np.iinfo(np.int64).min)
         return values.to_numpy(zero_copy_only=False)
-
-    def padded(self, name: str, length: int) -> np.ndarray:
-        """The first `length` rows of a list column: int32 `[videos, length]`, padded with 0 on the right."""
-        lists = self.column(name)
-        lengths = pc.list_value_length(lists).to_numpy(zero_copy_only=False)
-        row = np.repeat(np.arange(len(lists)), lengths)
-        place = np.arange(len(row)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-        padded = np.zeros((len(lists), length), np.int32)
-        kept = place < length
-        padded[row[kept], place[kept]] = lists.flatten().to_numpy(zero_copy_only=False)[kept]
-        return padded
 
     def index_of(self, video_ids: pa.Array | pa.ChunkedArray | Sequence[str]) -> np.ndarray:
         """Positions of `video_ids` `[n]`: int32 `[n]`, -1 where the catalogue does not hold the video."""

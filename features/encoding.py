@@ -104,6 +104,17 @@ def numbers(values: pa.Array | pa.ChunkedArray) -> np.ndarray:
     return pc.fill_null(values.cast(pa.float64()), np.nan).to_numpy(zero_copy_only=False).astype(np.float32)
 
 
+def padded_rows(column: pa.Array | pa.ChunkedArray) -> np.ndarray:
+    """A column of rows, 0 where null, or of lists of rows padded with 0: int32 `[n]` or `[n, longest]`."""
+    values = _array(column)
+    if not pa.types.is_list(values.type):
+        return pc.fill_null(values, 0).to_numpy(zero_copy_only=False).astype(np.int32)
+    lengths = pc.fill_null(pc.list_value_length(values), 0).to_numpy(zero_copy_only=False)
+    padded = np.zeros((len(lengths), max(int(lengths.max(initial=0)), 1)), np.int32)
+    padded[np.arange(padded.shape[1]) < lengths[:, np.newaxis]] = values.flatten().to_numpy(zero_copy_only=False)
+    return padded
+
+
 def first_of_lists(lists: pa.ListArray, length: int) -> pa.ListArray:
     """The first `length` values of every list; a null list becomes empty."""
     lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False)
@@ -161,7 +172,7 @@ def make_encoder(vocabularies: Mapping[str, Vocabulary], catalogue: pa.Table) ->
                 if space in columns
             },
             uploader=_and_absent(catalogue["uploader_id"].to_numpy(), 0) if "uploader_id" in columns else None,
-            topics=_padded_lists(_array(catalogue["topics"])) if "topics" in columns else None,
+            topics=_topics(catalogue["topics"]) if "topics" in columns else None,
             upload_us=_and_absent(_upload_us(catalogue), ORDER_ONLY) if "upload_time" in columns else None,
         ),
     )
@@ -176,11 +187,6 @@ def _upload_us(catalogue: pa.Table) -> np.ndarray:
     return pc.fill_null(times, ORDER_ONLY).to_numpy(zero_copy_only=False)
 
 
-def _padded_lists(lists: pa.ListArray) -> np.ndarray:
-    """int32 `[n + 1, longest]`, padded with 0; the last row is empty."""
-    lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False)
-    padded = np.zeros((len(lengths) + 1, max(int(lengths.max(initial=0)), 1)), np.int32)
-    row = np.repeat(np.arange(len(lengths)), lengths)
-    column = np.arange(len(row)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    padded[row, column] = lists.flatten().to_numpy(zero_copy_only=False)
-    return padded
+def _topics(lists: pa.ChunkedArray) -> np.ndarray:
+    """int32 `[videos + 1, most topics]`, padded with 0; the last row is of no video."""
+    return np.pad(padded_rows(lists), [(0, 1), (0, 0)])

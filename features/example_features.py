@@ -15,6 +15,10 @@ from features.shards import Shard
 from features.spec import Feature, Side
 
 _DAY_US = 86_400_000_000
+_OF_VIDEOS = (Derivation.WATCHED_VIDEO_IDS, Derivation.SHOWN_VIDEO_IDS, Derivation.LAST_WATCHED_VIDEO_ID)
+_OF_TOKENS = (Derivation.SEARCH_TOKENS, Derivation.LAST_SEARCH_TOKENS)
+_TOKENS = ("search_token",)
+"""The id space of the words of searches."""
 
 
 class Histories:
@@ -153,6 +157,12 @@ def history_column(feature: Feature, requests: Requests) -> pa.Array:
         )
     length = int(feature.max_length or 0)
     space = str(feature.id_space)
+    known = tuple(requests.videos.rows) if derivation in _OF_VIDEOS else _TOKENS if derivation in _OF_TOKENS else None
+    if known is not None and space not in known:
+        raise ConfigError(
+            f"feature {feature.name!r}: expected the id space {' or '.join(known)} for {feature.source}, found "
+            f"{space!r}; set its id_space"
+        )
     values: np.ndarray | Bags
     if derivation == Derivation.WATCHED_VIDEO_IDS:
         values = history.watched_video_ids(requests, space, length)

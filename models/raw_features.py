@@ -10,10 +10,9 @@ from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import tensorflow as tf
 
-from features.encoding import Encoder
+from features.encoding import Encoder, padded_rows
 from features.errors import ConfigError
 from features.event_windows import ORDER_ONLY
 from features.feature_lists import FeatureListConfig
@@ -300,9 +299,4 @@ def _variable(values: np.ndarray) -> tf.Variable:
 
 def _dense(values: pa.Array) -> np.ndarray:
     """A column of rows, numbers, or lists of rows, the last padded with 0: `[n]` or `[n, longest]`."""
-    if not pa.types.is_list(values.type):
-        return values.to_numpy(zero_copy_only=False)
-    lengths = pc.fill_null(pc.list_value_length(values), 0).to_numpy(zero_copy_only=False)
-    dense = np.zeros((len(lengths), max(int(lengths.max(initial=0)), 1)), np.int32)
-    dense[np.arange(dense.shape[1]) < lengths[:, np.newaxis]] = values.flatten().to_numpy(zero_copy_only=False)
-    return dense
+    return values.to_numpy(zero_copy_only=False) if pa.types.is_floating(values.type) else padded_rows(values)

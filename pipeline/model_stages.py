@@ -11,6 +11,7 @@ from rich.table import Table
 from features.analysis import read_quantiles
 from features.artifacts import MANIFEST, file_sha256, read_manifest
 from features.candidate_examples import SEQUENCE
+from features.encoding import padded_rows
 from features.example_reader import ExampleSet
 from features.settings import Settings
 from features.spec import FeatureSpec, Kind
@@ -33,7 +34,6 @@ from pipeline.ranking_validation import validation_metrics
 from pipeline.retrieval_validation import retrieval_map
 from pipeline.run import EXAMPLES, RANKER, SEQUENCES, Run
 from pipeline.training import Trained, train
-from pipeline.vectors import padded_rows
 
 RANKER_FOLDER = "models/ranker"
 RANKING_EXAMPLES = "examples/ranking"

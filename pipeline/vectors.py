@@ -2,25 +2,15 @@
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import tensorflow as tf
 
+from features.encoding import padded_rows
 from models.candidate_generator import CandidateGenerator
 from pipeline.evaluation.retrieval_metrics import Scorer
 from pipeline.input_pipeline import ExampleColumns
 from pipeline.retrieval_validation import class_vectors, serving_features
 
 _AT_ONCE = 65_536
-
-
-def padded_rows(column: pa.ChunkedArray) -> np.ndarray:
-    """A catalogue column of rows, or of lists of rows padded with 0: int32 `[n]` or `[n, longest]`."""
-    if not pa.types.is_list(column.type):
-        return pc.fill_null(column, 0).to_numpy().astype(np.int32)
-    lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy()
-    padded = np.zeros((len(lengths), max(int(lengths.max(initial=0)), 1)), np.int32)
-    padded[np.arange(padded.shape[1]) < lengths[:, None]] = pc.list_flatten(column).to_numpy()
-    return padded
 
 
 def catalogue_vectors(generator: CandidateGenerator, catalogue: pa.Table) -> np.ndarray:

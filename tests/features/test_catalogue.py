@@ -72,8 +72,6 @@ def test_attributes_are_encoded_and_kept_for_people(tables, tmp_path):
     assert catalogue.column("uploader_id_raw").to_pylist() == ["u1", None, None, None, "u2", "u9", None]
     assert catalogue.column("topics").to_pylist() == [[], [0, 1], [], [], [1, 2], [], []]
     assert catalogue.column("topics").type == pa.list_(pa.int32())
-    assert catalogue.padded("topics", 1)[:, 0].tolist() == [0, 0, 0, 0, 1, 0, 0]
-    assert catalogue.padded("topics", 3)[4].tolist() == [1, 2, 0]
     assert catalogue.column("topics_raw").to_pylist()[1] == ["q", "x"]
     assert catalogue.array("season").tolist() == [0, 0, 0, 0, 1, 1, 0]
     assert catalogue.column("title_raw").to_pylist()[4] == "D" and "title" not in catalogue
@@ -112,6 +110,19 @@ def test_one_column_in_two_id_spaces_is_refused(tables, tmp_path):
     with pytest.raises(ConfigError, match=r"feature 'by': id space 'topic' for videos\.uploader_id, but .* 'uploader'"):
         build_catalogue(tables, tmp_path, VOCABULARIES, [SPEC, other])
     assert not (tmp_path / "catalogue").exists()
+
+
+def watched_uploaders(id_space):
+    source = "history.watched_uploader_ids"
+    return FeatureSpec((Feature("watched_uploader_ids", Kind.CATEGORICAL, Side.QUERY, source, id_space, 3),))
+
+
+def test_uploaders_of_watches_have_the_id_space_of_their_feature(tables, tmp_path):
+    vocabularies = {**VOCABULARIES, "channel": Vocabulary.of(["u2", "u9"])}
+    catalogue = build_catalogue(tables, tmp_path / "alone", vocabularies, [watched_uploaders("channel")])
+    assert catalogue.array("uploader_id").tolist() == [0, 0, 0, 0, 1, 2, 0]  # of b, a, gone, c c, d, new, é
+    with pytest.raises(ConfigError, match=r"id space 'channel' for videos\.uploader_id, but .* 'uploader'"):
+        build_catalogue(tables, tmp_path / "beside", vocabularies, [SPEC, watched_uploaders("channel")])
 
 
 def test_a_space_without_vocabulary_is_refused(tables, tmp_path):

@@ -312,3 +312,13 @@ def test_the_ranker_can_have_a_column_of_each_watch(tmp_path: Path) -> None:
     tables = {"impressions": table("impressions", shown), "watches": table("watches", watches)}
     examples, _ = build(tmp_path, tables, FeatureSpec((pages,)))
     assert examples["watched_page"].to_pylist() == [[2, 1], []]
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"), [("history.shown_video_ids", "clicked_video"), ("history.search_tokens", "search_token")]
+)
+def test_rows_of_another_id_space_than_the_feature_says_are_refused(source: str, expected: str, tmp_path: Path) -> None:
+    mine = FeatureSpec((Feature("mine", Kind.CATEGORICAL, Side.QUERY, source, "my_space", 3),))
+    rows = {"impressions": table("impressions", [impression("u", "a", 0, True, watch_time_s=9.0)])}
+    with pytest.raises(ConfigError, match=f"'mine': expected the id space {expected} for {source}, found 'my_space'"):
+        build(tmp_path, rows, mine)

@@ -119,7 +119,8 @@ def run(
 def _run(context: typer.Context, config: str, set_: list[str] | None, workdir: Path | None, only: str | None) -> None:
     from pipeline.config_file import read_settings
 
-    read_settings(config)  # a file that is not there is said before the libraries are loaded, which takes seconds
+    # What no file or setting can be is said before the libraries are loaded, which takes seconds.
+    read_settings(config, set_ or [])
     from pipeline.funnel import run_funnel
 
     run_funnel(config, set_ or [], workdir, beam_options=context.args, only=only, console=open_console())

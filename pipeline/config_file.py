@@ -38,14 +38,16 @@ def read(model: type[T], name: str, overrides: Sequence[str] = ()) -> T:
     Raises:
       ConfigError: no such file, not YAML, an unknown key (the nearest one is named), or a value that does not fit.
     """
-    value, where = read_settings(name)
-    for override in overrides:
-        apply_override(value, override)
+    value, where = read_settings(name, overrides)
     return validate(model, value, where)
 
 
-def read_settings(name: str) -> tuple[dict[str, Any], str]:
-    """The settings of a configuration as they stand in its file, and the file; arguments and errors as of `read`."""
+def read_settings(name: str, overrides: Sequence[str] = ()) -> tuple[dict[str, Any], str]:
+    """The settings of a configuration, not checked against any model, and the file; arguments as of `read`.
+
+    Raises:
+      ConfigError: no such file, not YAML, or an override that is not `key=value` or does not fit into the settings.
+    """
     text, where = _text_of(name)
     try:
         value = yaml.safe_load(text)
@@ -53,6 +55,8 @@ def read_settings(name: str) -> tuple[dict[str, Any], str]:
         raise ConfigError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(value, dict):
         raise ConfigError(f"{where}: expected a mapping of settings, found {type(value).__name__}")
+    for override in overrides:
+        apply_override(value, override)
     return value, where
 
 

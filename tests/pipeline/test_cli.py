@@ -11,7 +11,7 @@ from pipeline.cli import interruptions_kept
 
 RUN = """
 import sys
-sys.argv = ["upnext", "run", "nosuch.yaml"]
+sys.argv = ["upnext", *sys.argv[1:]]
 from pipeline.cli import main
 try:
     main()
@@ -20,11 +20,20 @@ finally:
 """
 
 
-def test_a_file_that_is_not_there_is_said_before_the_libraries_are_loaded() -> None:
-    ended = subprocess.run([sys.executable, "-c", RUN], capture_output=True, text=True, check=False)
-    assert ended.returncode == 1
-    assert ended.stderr.startswith("error: configuration 'nosuch.yaml': no such file")
-    assert ended.stdout.strip() == "[]"
+@pytest.mark.parametrize(
+    ("arguments", "code", "told"),
+    [
+        (["run", "nosuch.yaml"], 1, "error: configuration 'nosuch.yaml': no such file"),
+        (["run", "demo", "--set", "name"], 1, "error: --set 'name': expected key=value"),
+        (["train-ranker", "demo", "--set", "name.x=1"], 1, "error: --set 'name.x=1': name is a value, not a group"),
+        (["run", "--help"], 0, ""),
+    ],
+)
+def test_what_needs_no_library_is_answered_before_they_are_loaded(arguments: list[str], code: int, told: str) -> None:
+    ended = subprocess.run([sys.executable, "-c", RUN, *arguments], capture_output=True, text=True, check=False)
+    assert ended.returncode == code
+    assert ended.stderr.startswith(told)
+    assert ended.stdout.splitlines()[-1] == "[]"
 
 
 class RaisesWhenRemoved:

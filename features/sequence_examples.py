@@ -40,7 +40,8 @@ class SequenceExamplesConfig(Settings):
     min_watches: int = Field(default=1, ge=1)
     """Users with fewer watches before the end of training have no training label (M3's δ_min)."""
     max_watches: int | None = Field(default=None, ge=1)
-    """Only the last watches of a user before the end of training are labels (M3's δ_max); None: all."""
+    """Only the last watches of a user before the end of training are labels (M3's δ_max); None: all. Inputs are not
+    cut: which watches are the last is known only afterwards, and no input may depend on that."""
 
 
 @dataclass(frozen=True)

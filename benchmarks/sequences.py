@@ -39,12 +39,11 @@ class Variant:
     name: str
     model: Mapping[str, Any]
     paper: Mapping[str, float] = field(default_factory=dict)
+    generator: Mapping[str, Any] = field(default_factory=dict)
 
     def with_settings(self, settings: Mapping[str, Any]) -> Self:
         """The same with other settings of its model."""
         return replace(self, model={**self.model, **settings})
-
-    generator: Mapping[str, Any] = field(default_factory=dict)
 
 
 def platform_settings(full: bool) -> dict[str, Any]:
@@ -154,9 +153,13 @@ def sequence_answers(request: Request, run: Run, variant: Variant, seed: int) ->
             "parameters": np.array([trained.model.count_params()]),
         }
 
-    file_name = "".join(letter if letter.isalnum() else "_" for letter in variant.name)
-    answers = once(run, file_name, config.model_dump(mode="json"), READ, train)
+    answers = once(run, file_name(variant.name), config.model_dump(mode="json"), READ, train)
     epoch = int(answers["epoch"][0])
     told = f"validation MAP {answers['validation_map'][epoch - 1]:.4f} after {epoch} epochs"
     request.say(f"{variant.name}, seed {seed}: {told}")
     return answers
+
+
+def file_name(name: str) -> str:
+    """A variant's name as a file may be called."""
+    return "".join(letter if letter.isalnum() else "_" for letter in name)

@@ -10,7 +10,7 @@ MovieLens: users 80/10/10 in the paper, here 70/10/20 for narrower intervals; of
 predicted. KuaiRand: the last two days, of which nothing is known in training but the users.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,7 +33,7 @@ from benchmarks.experiments import (
 )
 from benchmarks.generators import MAP, READ, retrieval_examples
 from benchmarks.report import Cell, ResultTable, new_plot, publish_result
-from benchmarks.sequences import NAME, PRECISION, Variant, platform_settings, sequence_answers
+from benchmarks.sequences import NAME, PRECISION, Variant, file_name, platform_settings, sequence_answers
 from benchmarks.speed.peers import Peers
 from benchmarks.tang2019.handover import PEERS_NEED, SCRIPTS, RecBole
 from benchmarks.tang2019.outside_models import OUTSIDE, WIDTH, Ours, Outside, Tried, ours, search_space
@@ -113,6 +113,10 @@ class Trial:
     answers: Mapping[str, np.ndarray]
 
 
+Answer = Callable[[Tried, int], Trial]
+"""Trains a model with a setting and a seed."""
+
+
 @dataclass(frozen=True)
 class Model:
     """A model after its trials.
@@ -147,16 +151,14 @@ def reproduce(request: Request) -> None:
     missing = peers.missing(PEERS_NEED)
     parts = {part: retrieval_examples(run, part) for part in (Part.VALIDATION, Part.TEST)}
     space = search_space(full)
-    models = [
-        tuned(request, of_ours(request, run, one, parts), one.name, False, space) for one in ours(WIDTH if full else 8)
-    ]
+    models = [tuned(request, of_ours(request, run, one), one.name, False, space) for one in ours(WIDTH if full else 8)]
     if not missing:
         beside = [OUTSIDE[0]] if not full else OUTSIDE
-        models += [tuned(request, of_recbole(request, run, peers, one, parts), one.name, True, space) for one in beside]
+        models += [tuned(request, of_recbole(run, peers, one, parts), one.name, True, space) for one in beside]
     publish(request, run, parts, models, missing)
 
 
-def tuned(request: Request, answer: Any, name: str, outside: bool, space: Sequence[Tried]) -> Model:
+def tuned(request: Request, answer: Answer, name: str, outside: bool, space: Sequence[Tried]) -> Model:
     """Tries every setting once, and the best of them with the other seeds."""
     first, *others = request.seeds
     trials = [answer(tried, first) for tried in space]
@@ -168,7 +170,7 @@ def tuned(request: Request, answer: Any, name: str, outside: bool, space: Sequen
     return Model(name, outside, trials, [best, *(answer(best.tried, seed) for seed in others)])
 
 
-def of_ours(request: Request, run: Run, model: Ours, parts: Mapping[Part, RetrievalExamples]) -> Any:
+def of_ours(request: Request, run: Run, model: Ours) -> Answer:
     """Trains a model of ours: a setting and a seed -> its trial."""
 
     def answer(tried: Tried, seed: int) -> Trial:
@@ -181,9 +183,7 @@ def of_ours(request: Request, run: Run, model: Ours, parts: Mapping[Part, Retrie
     return answer
 
 
-def of_recbole(
-    request: Request, run: Run, peers: Peers, model: Outside, parts: Mapping[Part, RetrievalExamples]
-) -> Any:
+def of_recbole(run: Run, peers: Peers, model: Outside, parts: Mapping[Part, RetrievalExamples]) -> Answer:
     """Trains a model of RecBole: a setting and a seed -> its trial."""
     training = run.config.generators[NAME].training.model_dump(mode="json")
     length = int(run.specs[SEQUENCES][SEQUENCE].max_length or 0)
@@ -191,7 +191,6 @@ def of_recbole(
 
     def answer(tried: Tried, seed: int) -> Trial:
         wanted = model.recbole(tried, training, seed)
-        file_name = "".join(letter if letter.isalnum() else "_" for letter in f"{model.name}, {tried}")
         identity = {
             "model": model.model,
             "every_step": model.every_step,
@@ -201,7 +200,7 @@ def of_recbole(
         }
         found = once(
             run,
-            file_name,
+            file_name(f"{model.name}, {tried}"),
             identity,
             READ_BY_RECBOLE,
             lambda: RecBole(run, peers, length).answers(model.model, model.every_step, wanted, targets),

@@ -200,7 +200,8 @@ def plot_dependence(dependences: Mapping[str, Dependence], path: Path) -> None:
     axes.axhline(0, color="grey", linewidth=0.5)
     axes.set_xlabel("L, watches before the last")
     axes.set_ylabel("tr Cov(Q(last), Q(L before)), relative to L = 1")
-    axes.legend()
+    if axes.get_legend_handles_labels()[0]:  # histories may be too few for any distance
+        axes.legend()
     save()
 
 

@@ -1,0 +1,172 @@
+"""The experiments of sequences on one small world: what they publish of what they measured."""
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from benchmarks import sequences
+from benchmarks.beutel2018 import context_fusion
+from benchmarks.experiments import Request, Scale, SourceName, configuration, prepare
+from benchmarks.generators import HeldOutWatches
+from benchmarks.report import is_whole
+from benchmarks.sequences import NAME, Variant, platform_settings, sizes, variant_run
+from benchmarks.tang2019 import sequence_lengths, sparse_gates, temporal_range
+from features.example_reader import ExampleSet
+from features.splits import Part
+from models.baseline_presets import BASELINES
+from pipeline.input_pipeline import ExampleColumns
+from pipeline.model_stages import fit_generator
+from pipeline.run import SEQUENCES, Run
+
+pytestmark = pytest.mark.slow
+
+WEEK = {"name": "time_of_week", "source": "request.time_of_week", "kind": "continuous", "normaliser": "scale"}
+WEEK |= {"high": 604_800, "models": ["sequence_generator"]}
+
+
+def asked(name: str, folder: Path) -> Request:
+    return Request(name, Scale.SMOKE, SourceName.SIMULATOR, (), folder / "out", folder / "work", Console(quiet=True))
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The experiments' platform at smoke scale, its data made once."""
+    request = asked("shared", tmp_path_factory.mktemp("world"))
+    settings = platform_settings(full=False)
+    settings["features"] = {**settings["features"], "extra": [WEEK]}
+    return prepare(request, "shared", configuration(request, settings))
+
+
+@pytest.fixture
+def shared_world(world: Run, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Every experiment finds this world, whatever it asks for."""
+    for module in (context_fusion, temporal_range, sequence_lengths, sparse_gates):
+        monkeypatch.setattr(module, "prepare", lambda request, name, config: world)
+    return world
+
+
+def ranks_of(name: str, examples: int) -> np.ndarray:
+    """The ranks that stand for those of a trained model of this name."""
+    return np.random.default_rng(list(name.encode())).integers(1, 40, examples)
+
+
+@pytest.fixture
+def untrained(shared_world: Run, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], float]:
+    """No variant is trained: its ranks are drawn. Gives the MAP@20 of a name, every user counting the same."""
+    users = HeldOutWatches(shared_world).targets.users
+
+    def answers(request: Request, run: Run, variant: Variant, seed: int) -> dict[str, np.ndarray]:
+        ranks = ranks_of(variant.name, len(users))
+        one = np.array([1])
+        return {"among_all": ranks, "among_unwatched": ranks, "validation_map": one, "epoch": one, "parameters": one}
+
+    def map_of(name: str) -> float:
+        ranks = ranks_of(name, len(users))
+        precision = np.where(ranks <= 20, 1 / ranks, 0)
+        return float(np.mean([precision[users == user].mean() for user in np.unique(users)]))
+
+    monkeypatch.setattr(sequences, "sequence_answers", answers)
+    return map_of
+
+
+def published(module: ModuleType, folder: Path) -> tuple[str, dict[str, Any]]:
+    """Runs an experiment at smoke scale: its Markdown and its JSON."""
+    name = module.__name__.rpartition(".")[2]
+    module.reproduce(asked(name, folder))
+    assert is_whole(folder / "out", f"{name}_smoke")
+    text = (folder / "out" / f"{name}_smoke.md").read_text()
+    assert f"upnext reproduce {name} --scale smoke" in text and "nan" not in text
+    return text, json.loads((folder / "out" / f"{name}_smoke.json").read_text())
+
+
+def rows_of(result: dict[str, Any], title: str) -> dict[str, list[Any]]:
+    (table,) = [table for table in result["tables"] if table["title"] == title]
+    return {row[0]: row[1:] for row in table["rows"]}
+
+
+def test_temporal_range_tells_every_model_beside_m3r(untrained: Callable[[str], float], tmp_path: Path) -> None:
+    text, result = published(temporal_range, tmp_path)
+    rows = rows_of(result, "Table 5, world `ranges`")
+    assert len(rows) == 7
+    for name, (found, _, over, *_) in rows.items():
+        assert found["value"] == pytest.approx(untrained(name))
+        assert over["value"] == pytest.approx(untrained(name) - untrained("M3R-TSL"))
+    assert "ranges: M3R-SL over M3R-L" in text and "one_range: M3R-TSL over Context-GRU" in text
+
+
+def test_context_fusion_tells_every_use_of_context(untrained: Callable[[str], float], tmp_path: Path) -> None:
+    text, result = published(context_fusion, tmp_path)
+    rows = rows_of(result, "Table 4, time, world `decisive`")
+    crossed, concatenated = (untrained(name) for name in ("RNN with Δt latent cross", "RRN (concatenated Δt)"))
+    assert rows["RNN with Δt latent cross"][1]["value"] == pytest.approx(crossed - concatenated)
+    told = f"RNN with Δt latent cross over RRN (concatenated Δt), MAP@20 {crossed / concatenated - 1:+.1%}"
+    assert told in text
+    assert "no_context, Figure 4, all context" in text and "no_context, Table 4" not in text
+
+
+def test_sequence_lengths_tells_uplifts_over_the_better_baseline(
+    untrained: Callable[[str], float], tmp_path: Path
+) -> None:
+    text, result = published(sequence_lengths, tmp_path)
+    rows = rows_of(result, "Figure 4, uplift by length of sequences")
+    assert list(rows) == ["S", "M", "L", "XL"]
+    best = max(("GRU", "Caser"), key=untrained)
+    for told, *uplifts in rows.values():
+        assert told == best
+        expected = [untrained(name) / untrained(best) - 1 for name in ("GRU", "Caser", "M3C", "M3R")]
+        assert [uplift["value"] for uplift in uplifts] == pytest.approx(expected)
+    assert f"XL: M3R over {best}, MAP@20 {untrained('M3R') / untrained(best) - 1:+.1%}" in text
+
+
+def test_sparse_gates_cuts_the_gates_of_a_trained_mixture(
+    shared_world: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sparse_gates, "THRESHOLDS", (None, 0.999))
+    _, result = published(sparse_gates, tmp_path)
+    (table,) = result["tables"]
+    whole, cut = table["rows"]
+    assert (whole[1], cut[1]) == ("none", "0.999")
+    assert whole[4:] == [1, 1, 1] and cut[4:] == [0, 0, 0]  # which encoders are executed
+    assert min(whole[3], cut[3]) > 0
+
+
+def test_a_bag_of_words_with_time_is_judged_though_no_index_answers_for_it(world: Run) -> None:
+    """The candidates after each video are what followed it most often as a label of the training sequences."""
+    changes = {**sizes(full=False), "output_widths": [8, 8, 8], "loss": "co_watched"}
+    model = {**BASELINES["bag_of_watches"]["bag_of_words_time"].model_dump(mode="json"), **changes}
+    trained = fit_generator(variant_run(world, Variant("BOW+Time", model), seed=1), NAME).model
+    assert {column.feature.name for column in trained.columns_after} == {"time_delta", "time_of_week"}
+
+    followed: dict[int, Counter[int]] = defaultdict(Counter)
+    for row in ExampleSet(world.examples(SEQUENCES)).read(Part.TRAIN).to_pylist():
+        videos = [*row["watched_video_ids"], row["label"]]
+        for before, after, weight in zip(videos, videos[1:], [*row["label_weights"], 1][1:], strict=False):
+            if weight and before and after and before != after:
+                followed[before][after] += 1
+    candidates = trained.softmax.videos.videos.numpy()
+    assert len(followed) > 20
+    for video in range(1, trained.num_classes + 1):
+        counts = followed[video]
+        expected = sorted(counts, key=lambda after: (-counts[after], after))[:50]
+        assert candidates[video][candidates[video] > 0].tolist() == expected
+
+    held_out = HeldOutWatches(world)
+    ranks = held_out.ranks(trained).among_all
+    columns = ExampleColumns(ExampleSet(world.examples(SEQUENCES)), (Part.TEST,), ())
+    last = [videos[-1] if videos else 0 for videos in columns.examples.read(Part.TEST)["watched_video_ids"].to_pylist()]
+    labels = held_out.targets.targets + 1
+    known = (candidates[last] > 0).sum(axis=1)
+    among = (candidates[last] == labels[:, np.newaxis]).any(axis=1) & (labels > 0)
+    assert 10 < among.sum() < len(among)
+    assert (ranks[among] <= known[among]).all()
+    others = ~among & (labels > 0)
+    # Another label stands behind the candidates, and among the rest by frequency.
+    before = (candidates[last] > labels[:, np.newaxis]).sum(axis=1)
+    np.testing.assert_array_equal(ranks[others], (labels + before)[others])

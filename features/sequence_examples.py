@@ -32,7 +32,8 @@ class SequenceExamplesConfig(Settings):
     labels_per_user: int | None = Field(default=100, ge=1)
     """The most recent labels of a user (Beutel et al. 2018, section 5.4: 100); None: all."""
     label_days: float | None = Field(default=None, gt=0)
-    """Only labels of the last days of training (section 5.4: 7); None: all."""
+    """Only labels inside (t0 − these days, t0] (section 5.4: 7); None: all. Those of the validation days among them
+    join the others when the final model is trained on both."""
     stride: int = Field(default=25, ge=1)
     """Labels in one sequence: more are faster, fewer leave every label a longer history."""
     first_watch: bool = False
@@ -131,8 +132,8 @@ def _reasons(
     if not config.first_watch:
         reasons.append(("first_watch", position == 0))
     if config.label_days is not None:
-        start_us = split.validation_start_us - round(config.label_days * _DAY_US)
-        reasons.append(("before_the_label_days", time_us[row] < max(start_us, ORDER_ONLY)))
+        start_us = split.t0_us - round(config.label_days * _DAY_US)
+        reasons.append(("before_the_label_days", time_us[row] <= max(start_us, ORDER_ONLY)))
     if config.max_watches is not None:
         reasons.append(("before_the_last_watches", position < count[user[row]] - config.max_watches))
     return reasons

@@ -42,6 +42,8 @@ def _movielens(least: int, most: int | None, window: int) -> dict[str, Any]:
 
 PROTOCOLS: Mapping[str, Mapping[str, Any]] = {
     # The 100 most recent watches inside (t0 - 7 days, t0]; users 90/10; tested after t0 + 4 h; vocabulary before t0.
+    # Of these seven days the last one before t0 is validation. Its labels, at most 16 drawn of a user, join the others
+    # in the refit, so that the final model has those of seven days and of a user up to 116.
     "latent_cross_production": {
         "split": {"test_days": 2, "gap_hours": 4, "test_user_share": 0.1},
         "features": {"watch_window": 100},
@@ -58,7 +60,7 @@ PROTOCOLS: Mapping[str, Mapping[str, Any]] = {
         },
         "sequence_examples": {"labels_per_user": None, "min_watches": 50, "stride": 100},
     },
-    # delta_min 150, delta_max 300; labels of the last seven days of training; tested on the last two; users 90/10.
+    # delta_min 150, delta_max 300; labels of the seven days before t0; tested on the last two; users 90/10.
     "m3_youtube": {
         "split": {"test_days": 2, "gap_hours": 0, "test_user_share": 0.1},
         "features": {"watch_window": 300},

@@ -107,10 +107,11 @@ def test_the_time_of_the_week_is_the_requests_local_one(tmp_path: Path, offset_h
     assert [row["time_of_week"] for row in parts[Part.TRAIN]] == [hours * 3600]
 
 
-def test_labels_are_the_most_recent_of_the_last_days_of_users_with_enough_watches(tmp_path: Path) -> None:
-    watches = [watch("u", video, hour) for hour, video in zip((1, 20, 30, 40, 47), "abcde", strict=True)]
+def test_labels_are_the_most_recent_of_the_days_before_t0_of_users_with_enough_watches(tmp_path: Path) -> None:
+    """t0 is at 72 hours, the validation day begins at 48: two days before t0 leave one to train on, from 24 hours."""
+    watches = [watch("u", video, hour) for hour, video in zip((1, 24, 24.01, 40, 47), "abcde", strict=True)]
     watches += [watch("few", "a", 45), watch("few", "b", 46)]
-    config = SequenceExamplesConfig(label_days=1, labels_per_user=2, min_watches=3, stride=1)
+    config = SequenceExamplesConfig(label_days=2, labels_per_user=2, min_watches=3, stride=1)
     parts, left_out = build(tmp_path, watches, config)
     assert [(row["user_id"], row["label_video_id"]) for row in parts[Part.TRAIN]] == [("u", "d"), ("u", "e")]
     assert left_out == {

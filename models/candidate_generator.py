@@ -46,7 +46,19 @@ class SoftmaxLoss(Protocol):
         return tf.matmul(queries, vectors, transpose_b=True)
 
 
-class CandidateGenerator(tfrs.models.Model):
+class TrainedModel(tfrs.models.Model):
+    """Base of all models: their training step is traced once.
+
+    What makes variables while it is traced is traced a second time, so the optimizer makes its own before.
+    """
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """As Keras's, for a model that has all its weights."""
+        super().compile(*args, **kwargs)
+        self.optimizer.build(self.trainable_variables)
+
+
+class CandidateGenerator(TrainedModel):
     """Base of the candidate generators. Query vector and video vector meet in a dot product, without bias.
 
     A batch is a dict: for each query feature of the spec its tensor (univalent rows `[batch]` int32, multivalent rows

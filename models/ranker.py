@@ -18,7 +18,6 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 import tensorflow as tf
-import tensorflow_recommenders as tfrs
 import tf_keras
 from pydantic import Field
 
@@ -27,7 +26,7 @@ from features.quantiles import Quantiles, quantiles_as_json, quantiles_from_json
 from features.settings import Settings
 from features.spec import Feature, FeatureSpec, Kind, Normaliser, Side
 from models.calibration import CalibrationConfig, Expectations, WatchTimeCalibration, fit_watch_time_calibration
-from models.candidate_generator import WEIGHT, batch_signature, replica_mean
+from models.candidate_generator import WEIGHT, TrainedModel, batch_signature, replica_mean
 from models.embeddings import SharedEmbeddings, embedding_dimension
 from models.quantile_normalization import QuantileNormalization
 from models.scaling import powers, scale
@@ -157,7 +156,7 @@ class SideInputs(tf_keras.layers.Layer):
         return vector
 
 
-class Ranker(tfrs.models.Model):
+class Ranker(TrainedModel):
     """The ranking network of Covington et al. 2016, section 4.
 
     A batch is a dict: the features of the spec (univalent rows `[batch]` int32, multivalent rows `[batch, length]`

@@ -82,6 +82,15 @@ class TwoTowerConfig(Settings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _the_loss_needs_no_sequence(self) -> Self:
+        if self.loss == Loss.CO_WATCHED:
+            raise ValueError(
+                "loss co_watched is over the videos co-watched with the last watch, which generators of sequences "
+                "know; set it to sampled or full, or choose kind bag_of_watches"
+            )
+        return self
+
     @property
     def hidden_widths(self) -> tuple[int, ...]:
         """Widths of the ReLU layers, bottom first; empty for depth 0."""

@@ -231,8 +231,6 @@ class _Run:
                     jit_compile=config.jit_compile,
                     steps_per_execution=config.steps_per_execution,
                 )
-                # Variables that the optimizer makes while the step is traced would have it traced a second time.
-                model.optimizer.build(model.trainable_variables)
         finally:
             tf_keras.mixed_precision.set_global_policy(before)
         return model

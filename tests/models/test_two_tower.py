@@ -149,7 +149,12 @@ def test_history_dropout_leaves_bag_items_out_in_training_only():
     assert 1 < len(np.unique(queries.round(5), axis=0)) <= 4  # none, either or both of two watches
 
 
-@pytest.mark.parametrize("loss", list(Loss))
+def test_a_loss_that_needs_the_last_watch_is_refused():
+    with pytest.raises(ValidationError, match="loss co_watched is over the videos co-watched with the last watch"):
+        small(loss=Loss.CO_WATCHED)
+
+
+@pytest.mark.parametrize("loss", [loss for loss in Loss if loss != Loss.CO_WATCHED])
 @pytest.mark.parametrize("mixed_precision", [False, True])
 def test_a_training_step_moves_all_weights_but_the_zero_rows(loss: Loss, mixed_precision: bool):
     before_policy = tf_keras.mixed_precision.global_policy()

@@ -17,7 +17,7 @@ from features.feature_lists import columns_of, default_ranking_features
 from models.raw_inputs import SPECS
 from pipeline import config_file
 from pipeline.cli import complete_app
-from pipeline.config import RunConfig
+from pipeline.config import PRESETS, RunConfig
 from pipeline.sources.files import FilesConfig, FilesSource
 from pipeline.sources.ingest import ingest
 
@@ -94,6 +94,15 @@ def test_every_command_has_its_stage_configuration_and_settings(words: list[str]
 def test_every_command_and_built_in_configuration_is_named() -> None:
     named = set(re.findall(r"`(?:upnext )?([\w-]+)[^`]*`", README))
     assert {*COMMANDS, *config_file.builtin_names()} <= named
+
+
+def test_every_preset_is_named() -> None:
+    """Caser's are a grid, told by its corners."""
+    presets = {name for presets in PRESETS.values() for name in presets if not re.fullmatch(r"caser_\d_\d+", name)}
+    assert len(presets) > 15
+    named = set(re.findall(r"`(\w+)`", README))
+    assert {*presets, "caser_2_16", "caser_8_64"} <= named
+    assert named & {"caser_2_16", "caser_8_64"} <= PRESETS["caser"].keys()
 
 
 @pytest.mark.parametrize(("file", "test"), ideas(), ids=lambda name: name)

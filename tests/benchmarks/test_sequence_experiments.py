@@ -4,7 +4,7 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,22 +13,20 @@ from rich.console import Console
 
 from benchmarks import sequences
 from benchmarks.beutel2018 import context_fusion
+from benchmarks.beutel2018.context_models import table_4
 from benchmarks.experiments import Request, Scale, SourceName, configuration, prepare
 from benchmarks.generators import HeldOutWatches
 from benchmarks.report import is_whole
-from benchmarks.sequences import NAME, Variant, platform_settings, sizes, variant_run
+from benchmarks.sequences import NAME, Variant, platform_settings, variant_run
 from benchmarks.tang2019 import sequence_lengths, sparse_gates, temporal_range
 from features.example_reader import ExampleSet
 from features.splits import Part
-from models.baseline_presets import BASELINES
+from models.m3 import M3
 from pipeline.input_pipeline import ExampleColumns
-from pipeline.model_stages import fit_generator
+from pipeline.model_stages import fit_generator, vocabulary_sizes
 from pipeline.run import SEQUENCES, Run
 
 pytestmark = pytest.mark.slow
-
-WEEK = {"name": "time_of_week", "source": "request.time_of_week", "kind": "continuous", "normaliser": "scale"}
-WEEK |= {"high": 604_800, "models": ["sequence_generator"]}
 
 
 def asked(name: str, folder: Path) -> Request:
@@ -39,8 +37,7 @@ def asked(name: str, folder: Path) -> Request:
 def world(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """The experiments' platform at smoke scale, its data made once."""
     request = asked("shared", tmp_path_factory.mktemp("world"))
-    settings = platform_settings(full=False)
-    settings["features"] = {**settings["features"], "extra": [WEEK]}
+    settings = context_fusion.with_time_of_week(platform_settings(full=False))
     return prepare(request, "shared", configuration(request, settings))
 
 
@@ -125,9 +122,16 @@ def test_sequence_lengths_tells_uplifts_over_the_better_baseline(
     assert f"XL: M3R over {best}, MAP@20 {untrained('M3R') / untrained(best) - 1:+.1%}" in text
 
 
-def test_sparse_gates_cuts_the_gates_of_a_trained_mixture(
+def test_sparse_gates_cuts_gates_at_every_threshold(
     shared_world: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Of a mixture that is as it was built: its gates are around a half."""
+
+    def built(run: Run, name: str) -> SimpleNamespace:
+        config = run.config.generators[name].model
+        return SimpleNamespace(model=M3(config, run.specs[SEQUENCES], vocabulary_sizes(run)))
+
+    monkeypatch.setattr(sparse_gates, "fit_generator", built)
     monkeypatch.setattr(sparse_gates, "THRESHOLDS", (None, 0.999))
     _, result = published(sparse_gates, tmp_path)
     (table,) = result["tables"]
@@ -139,9 +143,8 @@ def test_sparse_gates_cuts_the_gates_of_a_trained_mixture(
 
 def test_a_bag_of_words_with_time_is_judged_though_no_index_answers_for_it(world: Run) -> None:
     """The candidates after each video are what followed it most often as a label of the training sequences."""
-    changes = {**sizes(full=False), "output_widths": [8, 8, 8], "loss": "co_watched"}
-    model = {**BASELINES["bag_of_watches"]["bag_of_words_time"].model_dump(mode="json"), **changes}
-    trained = fit_generator(variant_run(world, Variant("BOW+Time", model), seed=1), NAME).model
+    variant = next(v for v in table_4(full=False).variants if v.name == "Bag of words with time")
+    trained = fit_generator(variant_run(world, variant, seed=1), NAME).model
     assert {column.feature.name for column in trained.columns_after} == {"time_delta", "time_of_week"}
 
     followed: dict[int, Counter[int]] = defaultdict(Counter)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any
 
 WIDTH = 64
@@ -101,4 +102,6 @@ OUTSIDE = (
 
 def search_space(full: bool) -> list[Tried]:
     """What is tried for every model."""
-    return [Tried(0.003, 0.5), Tried(0.003, 0.2)] if full else [Tried(0.003, 0.2)]
+    if not full:
+        return [Tried(0.003, 0.2)]
+    return [Tried(rate, dropout) for rate, dropout in product((0.003, 0.001), (0.5, 0.2))]

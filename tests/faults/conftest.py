@@ -25,6 +25,9 @@ def copy(funnel: Funnel, tmp_path: Path) -> Path:
 
 
 def undo(run: Path, *stages: str) -> None:
-    """Makes the stages run again, beside what they left."""
+    """Makes the stages run again, beside what they left; `train-generator` is the training of every generator."""
     for stage in stages:
-        (run / RECORDS / f"{stage}.json").unlink()
+        records = list((run / RECORDS).glob(f"{stage}*.json"))
+        assert records, stage
+        for record in records:
+            record.unlink()

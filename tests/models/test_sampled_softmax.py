@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from features.spec import Feature, FeatureSpec, Kind, Side
 from models.candidate_generator import CandidateGenerator
+from models.co_watched_softmax import CoWatchedSoftmax
 from models.hierarchical_softmax import HierarchicalSoftmax
 from models.sampled_softmax import (
     FullSoftmax,
@@ -236,4 +237,4 @@ def test_the_in_batch_softmax_corrects_by_label_probability_and_leaves_the_same_
 
 def test_each_name_gives_its_loss():
     kinds = [type(softmax_loss(loss, num_classes=3, dimension=2)) for loss in Loss]
-    assert kinds == [SampledSoftmax, FullSoftmax, InBatchSoftmax, HierarchicalSoftmax]
+    assert kinds == [SampledSoftmax, FullSoftmax, InBatchSoftmax, HierarchicalSoftmax, CoWatchedSoftmax]

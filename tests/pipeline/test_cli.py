@@ -1,9 +1,10 @@
 """The command line before any library is loaded: what it answers at once, and interruptions."""
 
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -50,6 +51,15 @@ def print_and_go_on(error: type[BaseException]) -> None:
     sys.excepthook(error, error(), None)
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """A command in the background of a script is started with interruptions ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("drop", [RaisesWhenRemoved, print_and_go_on])
 def test_an_interruption_that_a_library_drops_is_raised_again(drop: Callable[[type[BaseException]], object]) -> None:
     with pytest.raises(KeyboardInterrupt), interruptions_kept():

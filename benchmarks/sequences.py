@@ -4,7 +4,7 @@ The worlds are platforms of users with some hundred watches each. All variants o
 same loss, optimizer and number of passes at most; the pass is chosen on the validation days.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
@@ -114,17 +114,17 @@ def judge(request: Request, run: Run, held_out: HeldOutWatches, variant: Variant
 
 
 def tuned(
-    request: Request, run: Run, held_out: HeldOutWatches, variant: Variant, space: Mapping[str, Mapping[str, Any]]
+    variant: Variant, space: Mapping[str, Mapping[str, Any]], trial: Callable[[Variant], Judged]
 ) -> tuple[Variant, dict[str, Judged]]:
     """The variant with the settings of the search space that validate best, and what each of them came to.
 
     Args:
-      request, run, held_out: see `judge`; the search trains with the first seed alone.
       variant: the model whose settings are replaced.
       space: name -> settings of the model.
+      trial: trains and judges a variant once.
     """
     tried = {name: variant.with_settings(settings) for name, settings in space.items()}
-    trials = {name: judge(request, run, held_out, each, request.seeds[:1]) for name, each in tried.items()}
+    trials = {name: trial(each) for name, each in tried.items()}
     return tried[max(trials, key=lambda name: trials[name].validation[0])], trials
 
 

@@ -11,6 +11,7 @@ M3R is measured beside the recurrent model alone, with the settings found in the
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from matplotlib.figure import Figure as Plot
@@ -39,7 +40,8 @@ def reproduce(request: Request) -> None:
     full = request.scale == Scale.FULL
     worlds = {name: _world(request, name, full) for name in WORLDS}
     run, held_out = worlds[ON]
-    searched = {model.name: tuned(request, run, held_out, model, search_space(full)) for model in baselines(full)}
+    trial = partial(judge, request, run, held_out, seeds=request.seeds[:1])
+    searched = {model.name: tuned(model, search_space(full), trial) for model in baselines(full)}
     best = {name: variant for name, (variant, _) in searched.items()}
     m3r = best[TABLE_5["TSL"]]
     groups = {COMPARED: [*best.values()], "Table 5": subsets(m3r), "Table 6": gates(m3r)}

@@ -1,11 +1,8 @@
 """The models that the experiments of sequences compare, and what is made of them."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 
-from benchmarks import sequences
 from benchmarks.beutel2018.context_models import figure_3, figure_4, table_4
 from benchmarks.sequences import Judged, Variant, tuned
 from benchmarks.tang2019.range_models import MIXTURES, RECURRENT, TABLE_5, baselines, gates, mixture, subsets
@@ -61,18 +58,13 @@ def test_another_threshold_has_the_same_weights_and_leaves_out_what_is_below() -
     np.testing.assert_array_equal(none.last_state(features), np.zeros_like(none.last_state(features)))
 
 
-def test_of_its_trials_a_model_keeps_the_settings_that_validate_best(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_its_trials_a_model_keeps_the_settings_that_validate_best() -> None:
     validation = {0: 0.2, 1: 0.4, 2: 0.3}
-    asked = []
-
-    def judge(request: object, run: object, held_out: object, variant: Variant, seeds: tuple[int, ...]) -> Judged:
-        asked.append(seeds)
-        return Judged({}, 1, [1], [validation[variant.model["depth"]]])
-
-    monkeypatch.setattr(sequences, "judge", judge)
-    request = SimpleNamespace(seeds=(1, 2, 3))
     space = {name: {"depth": depth} for depth, name in enumerate("abc")}
-    best, trials = tuned(request, None, None, Variant("model", {"depth": 9, "width": 5}), space)  # type: ignore[arg-type]
+    best, trials = tuned(
+        Variant("model", {"depth": 9, "width": 5}),
+        space,
+        lambda variant: Judged({}, 1, [1], [validation[variant.model["depth"]]]),
+    )
     assert best.model == {"depth": 1, "width": 5}
     assert {name: each.validation for name, each in trials.items()} == {"a": [0.2], "b": [0.4], "c": [0.3]}
-    assert asked == [(1,)] * 3

@@ -185,7 +185,7 @@ class _Request:
         from_last = tf.cumsum(tf.cast(given, tf.int32), axis=1, reverse=True)
         chosen = given & (from_last <= searches)
         counts = tf.reduce_sum(tf.cast(chosen, tf.int64), axis=1)
-        tokens = search_tokens(tf.boolean_mask(queries, chosen))
+        tokens = search_tokens(tf.gather_nd(queries, tf.where(chosen)))
         last_query = tf.cumsum(counts)
         ends = tf.gather(tokens.row_splits, last_query)
         starts = tf.gather(tokens.row_splits, last_query - counts)
@@ -195,7 +195,8 @@ class _Request:
         rows = self._tables.rows[str(feature.id_space)].lookup(tokens.flat_values)
         rows = tf.concat([rows, [padding]], axis=0)
         inside = index < ends[:, tf.newaxis]
-        ascending = tf.sort(tf.gather(rows, tf.where(inside, index, tf.size(rows, tf.int64) - 1)), axis=1)
+        last_rows = tf.gather(rows, tf.where(inside, index, tf.size(rows, tf.int64) - 1))
+        ascending = -tf.math.top_k(-last_rows, length).values
         return tf.where(ascending == padding, 0, ascending)
 
     @cached_property

@@ -35,7 +35,7 @@ class RawWindow(NamedTuple):
 
     def of(self, values: tf.Tensor, padding: float | str) -> tf.Tensor:
         """Another list beside the ids, `[B, W]`, in this window: `[B, size]`."""
-        return _take(values, self.index, self.given, padding)
+        return _take(_fitted(values, self.given, padding), self.index, padding)
 
     def until_next_us(self, now_us: tf.Tensor) -> tf.Tensor:
         """int64 `[B, size]`: the time of the next event, of the last event the request's; where padded any."""
@@ -88,30 +88,35 @@ def raw_window(
     time_us = tf.fill(tf.shape(ids), tf.constant(ORDER_ONLY, tf.int64)) if time_s is None else microseconds(time_s)
     value = tf.fill(tf.shape(ids), np.float32(np.nan)) if value is None else value
     valid = (ids != "") & (time_us < now_us[:, tf.newaxis])
-    # The valid events move to the left in their order, and of these the last `size` stay.
-    order = tf.argsort(tf.cast(~valid, tf.int32), axis=1, stable=True)
-    count = tf.reduce_sum(tf.cast(valid, tf.int32), axis=1)
+    given = tf.shape(ids)[1]
+    # The valid events move to the left in their order (of equals the first comes first), and the last `size` stay.
+    kept = tf.cast(valid, tf.int32)
+    order = tf.math.top_k(kept, given).indices
+    count = tf.reduce_sum(kept, axis=1)
     step = tf.maximum(count - size, 0)[:, tf.newaxis] + tf.range(size)[tf.newaxis, :]
     inside = step < count[:, tf.newaxis]
-
-    given = tf.shape(ids)[1]
     index = tf.gather(tf.pad(order, [[0, 0], [0, 1]]), tf.minimum(step, given), batch_dims=1)
     index = tf.ensure_shape(tf.where(inside, index, given), [None, size])
     return RawWindow(
         valid=tf.ensure_shape(inside, [None, size]),
-        video=_take(video, index, given, UNKNOWN_VIDEO),
-        time_us=_take(time_us, index, given, ORDER_ONLY),
-        value=_take(value, index, given, np.nan),
+        video=_take(video, index, UNKNOWN_VIDEO),
+        time_us=_take(_fitted(time_us, given, ORDER_ONLY), index, ORDER_ONLY),
+        value=_take(_fitted(value, given, np.nan), index, np.nan),
         index=index,
         given=given,
     )
 
 
-def _take(values: tf.Tensor, index: tf.Tensor, given: tf.Tensor, padding: float | str) -> tf.Tensor:
-    """Values `[B, W]` at `index` `[B, n]`; place `given` and what a shorter list lacks are padding."""
-    missing = tf.maximum(given + 1 - tf.shape(values)[1], 1)
-    padded = tf.pad(values[:, :given], [[0, 0], [0, missing]], constant_values=tf.cast(padding, values.dtype))
+def _take(values: tf.Tensor, index: tf.Tensor, padding: float | str) -> tf.Tensor:
+    """Values `[B, W]` at `index` `[B, n]`, where place W is padding."""
+    padded = tf.pad(values, [[0, 0], [0, 1]], constant_values=tf.cast(padding, values.dtype))
     return tf.gather(padded, index, batch_dims=1)
+
+
+def _fitted(values: tf.Tensor, length: tf.Tensor, padding: float | str) -> tf.Tensor:
+    """A list as long as the ids beside it: `[B, any]` -> `[B, length]`; what a shorter list lacks is padding."""
+    missing = tf.maximum(length - tf.shape(values)[1], 0)
+    return tf.pad(values[:, :length], [[0, 0], [0, missing]], constant_values=tf.cast(padding, values.dtype))
 
 
 def seconds_between(earlier_us: tf.Tensor, later_us: tf.Tensor) -> tf.Tensor:

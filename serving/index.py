@@ -55,7 +55,7 @@ class Searcher(Protocol):
     """Finds the rows with the largest dot products."""
 
     def search(self, query: tf.Tensor, count: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Rows int32 and scores float32, `[B, c]` in descending order with c ≤ count; -1 and -inf where none."""
+        """Rows int32 and scores float32, `[B, c]` in descending order with c ≤ count; row -1, any score, where none."""
 
 
 class ExactSearcher(tf.Module):
@@ -108,9 +108,8 @@ class ScannSearcher(tf.Module):
         def search(leaves: int) -> tuple[tf.Tensor, tf.Tensor]:
             found = scann_ops.scann_search_batched(searcher.searcher_handle, query, count, reordered, leaves, parallel)
             # A query that found fewer than another one of its batch is filled with row 0 and NaN.
-            empty = tf.math.is_nan(found[1])
-            rows = tf.where(empty, -1, found[0])
-            scores = tf.where(empty, tf.constant(NO_SCORE, tf.float32), found[1])
+            scores = found[1]
+            rows = tf.where(tf.math.is_nan(scores), -1, found[0])
             rows.set_shape([None, None])
             scores.set_shape([None, None])
             return rows, scores
@@ -190,13 +189,17 @@ class Index(tf.Module):
         # The k best that are not excluded are among the k + |excluded| best.
         excluded_count = tf.reduce_max(tf.reduce_sum(tf.cast(excluded_rows >= 0, tf.int32), axis=1))
         rows, scores = self.searcher.search(query, k + tf.maximum(excluded_count, 0))
-        rows, scores = _widen(rows, k, -1), _widen(scores, k, NO_SCORE)
         removed = tf.reduce_any(rows[:, :, None] == excluded_rows[:, None, :], axis=2) | (rows < 0)
+        # Fewer than k may be left: k columns of padding, whose size needs no computing, cost a small graph least.
+        padding = [[0, 0], [0, k]]
         scores = tf.where(removed, tf.constant(NO_SCORE, tf.float32), scores)
         # top_k takes the first of equal scores first, so the order found is kept.
-        best = tf.math.top_k(scores, k)
-        rows = tf.gather(tf.where(removed, -1, rows), best.indices, batch_dims=1)
-        return tf.ensure_shape(rows, [None, k]), tf.ensure_shape(best.values, [None, k])
+        best = tf.math.top_k(tf.pad(scores, padding, constant_values=NO_SCORE), k)
+        rows = tf.pad(tf.where(removed, -1, rows), padding, constant_values=-1)
+        rows = tf.gather(rows, best.indices, batch_dims=1)
+        rows.set_shape([None, k])
+        best.values.set_shape([None, k])
+        return rows, best.values
 
     def search(self, query: tf.Tensor, excluded_rows: tf.Tensor, k: int) -> tuple[tf.Tensor, tf.Tensor]:
         """The k best videos of each query, without the excluded ones.

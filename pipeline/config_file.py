@@ -142,7 +142,10 @@ def _explain(model: type[BaseModel], error: ValidationError) -> str:
     if first["type"] == "union_tag_invalid":
         kind, there = first["ctx"]["tag"], first["ctx"]["expected_tags"].replace("'", "")
         return f"{location}.kind: no kind {kind!r}; there are {there}{more}"
-    return f"{location}: {first['msg']}, found {first['input']!r:.80}{more}"
+    place = f"{location}: " if location else ""
+    if first["type"] == "value_error" and isinstance(first["input"], Mapping):  # a rule between several settings
+        return f"{place}{first['ctx']['error']}{more}"
+    return f"{place}{first['msg']}, found {first['input']!r:.80}{more}"
 
 
 def _place(model: type[BaseModel], location: Sequence[int | str]) -> tuple[list[str], list[str]]:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import pytest
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from features.errors import ConfigError
 from features.settings import Settings
@@ -27,10 +27,22 @@ class Layer(Settings):
     units: int = 4
 
 
+class Range(Settings):
+    low: float = 0.0
+    high: float = 1.0
+
+    @model_validator(mode="after")
+    def _in_order(self) -> "Range":
+        if self.low > self.high:
+            raise ValueError(f"low {self.low:g} is above high {self.high:g}")
+        return self
+
+
 class Config(Settings):
     source: Annotated[Files | Simulator, Field(discriminator="kind")] = Simulator()
     layers: list[Layer] = []
     rate: float | None = None
+    range: Range = Range()
 
 
 @pytest.fixture
@@ -54,6 +66,7 @@ def test_a_file_and_dotted_overrides_are_read(path: Path) -> None:
         ("rate=fast", "rate: Input should be a valid number.*found 'fast'"),
         ("source.kind=file", "source.kind: no kind 'file'; there are .*files, simulator"),
         ("rate", "expected key=value"),
+        ("range={low: 3}", r"range: low 3 is above high 1$"),
         ("source.path.deep=1", "source.path is a value, not a group"),
         ("rate=[", "not valid YAML"),
     ],

@@ -4,7 +4,7 @@ The worlds are platforms of users with some hundred watches each. All variants o
 same loss, optimizer and number of passes at most; the pass is chosen on the validation days.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
@@ -111,6 +111,11 @@ def judge(request: Request, run: Run, held_out: HeldOutWatches, variant: Variant
     epochs = [int(found["epoch"][0]) for found in answers]
     validation = [float(found["validation_map"][epoch - 1]) for found, epoch in zip(answers, epochs, strict=True)]
     return Judged(measured, int(answers[0]["parameters"][0]), epochs, validation)
+
+
+def best_on_validation(judged: Mapping[str, Judged], names: Iterable[str]) -> str:
+    """The one of `names` whose trainings validate best on average; a choice that no test figure takes part in."""
+    return max(names, key=lambda name: float(np.mean(judged[name].validation)))
 
 
 def tuned(

@@ -7,8 +7,9 @@ a video was shown in training tell where the linear model falls behind: ids lear
 often, the weights of features are what there is for new ones.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -39,8 +40,24 @@ class Tried:
     scores: list[np.ndarray]
 
 
-ByRate = dict[str, dict[float, Tried]]
-"""Row -> learning rate -> what came of it."""
+@dataclass(frozen=True)
+class Rated:
+    """A row at several learning rates, once each, and at the best of them as often as asked.
+
+    `best` has the least loss on the validation day, in the first training of each.
+    """
+
+    by_rate: Mapping[float, Tried]
+    best: float
+
+    @property
+    def chosen(self) -> Tried:
+        return self.by_rate[self.best]
+
+
+ByRow = Mapping[str, Rated]
+Train = Callable[[float, Sequence[int]], Tried]
+"""Learning rate and seeds -> what came of it."""
 
 
 def train_at(
@@ -56,37 +73,35 @@ def train_at(
     return Tried(float(validation_loss), expected, scores)
 
 
-def at_rates(request: Request, run: Run, rows: Mapping[str, Settings], rates: Mapping[str, Sequence[float]]) -> ByRate:
-    """Trains rows at several learning rates each: once, and at the chosen one as often as asked."""
+def at_rates(request: Request, run: Run, rows: Mapping[str, Settings], rates: Sequence[float]) -> ByRow:
+    """Trains rows at the same learning rates."""
     held_out = HeldOutImpressions(run)
-    found: ByRate = {}
-    for row, settings in rows.items():
-        tried = {rate: train_at(request, held_out, row, settings, rate, request.seeds[:1]) for rate in rates[row]}
-        best = chosen(tried)
-        found[row] = {**tried, best: train_at(request, held_out, row, settings, best, request.seeds)}
-    return found
+    return {
+        row: at_best_rate(rates, request.seeds, partial(train_at, request, held_out, row, settings))
+        for row, settings in rows.items()
+    }
 
 
-def chosen(by_rate: Mapping[float, Tried]) -> float:
-    """The learning rate with the least loss on the validation day."""
-    return min(by_rate, key=lambda rate: by_rate[rate].validation_loss)
+def at_best_rate(rates: Sequence[float], seeds: Sequence[int], train: Train) -> Rated:
+    """Trains at every rate with the first seed, and at the best of them with all."""
+    tried = {rate: train(rate, seeds[:1]) for rate in rates}
+    best = min(tried, key=lambda rate: tried[rate].validation_loss)
+    return Rated({**tried, best: train(best, seeds)}, best)
 
 
-def claim_at_own_rates(text: str, tried: ByRate, deep: str, linear: str, switched_off: bool) -> Claim:
+def claim_at_own_rates(text: str, tried: ByRow, deep: str, linear: str, switched_off: bool) -> Claim:
     """That the deep row loses less than the linear one, each at the rate that the validation day chooses."""
-    rates = {row: chosen(tried[row]) for row in (deep, linear)}
-    first, second = (tried[row][rates[row]].expected for row in (deep, linear))
-    told = f"{text}, each at its own learning rate ({rates[deep]:g}, {rates[linear]:g})"
-    return claim(told, first, second, -1, switched_off)
+    told = f"{text}, each at its own learning rate ({tried[deep].best:g}, {tried[linear].best:g})"
+    return claim(told, tried[deep].chosen.expected, tried[linear].chosen.expected, -1, switched_off)
 
 
-def rates_table(worlds: Mapping[str, ByRate]) -> ResultTable:
+def rates_table(worlds: Mapping[str, ByRow]) -> ResultTable:
     """Every row at every learning rate."""
     rows: list[list[Cell]] = [
-        [world, row, f"{rate:g}{' *' if rate == chosen(by_rate) else ''}", tried.validation_loss, _figure(tried)]
+        [world, row, f"{rate:g}{' *' if rate == rated.best else ''}", tried.validation_loss, _figure(tried)]
         for world, by_row in worlds.items()
-        for row, by_rate in by_row.items()
-        for rate, tried in by_rate.items()
+        for row, rated in by_row.items()
+        for rate, tried in rated.by_rate.items()
     ]
     columns = ["world", "hidden layers", "learning rate", "loss on the validation day", "expected loss"]
     notes = [
@@ -99,7 +114,7 @@ def _figure(tried: Tried) -> Cell:
     return mean_of_seeds(tried.expected).figure
 
 
-def shown_table(run: Run, tried: ByRate, deep: str, linear: str) -> ResultTable:
+def shown_table(run: Run, tried: ByRow, deep: str, linear: str) -> ResultTable:
     """Expected loss at the shared learning rate, by how often the videos of the test day were shown in training."""
     held_out = HeldOutImpressions(run)
     examples = ExampleSet(run.examples(RANKER))
@@ -112,7 +127,8 @@ def shown_table(run: Run, tried: ByRate, deep: str, linear: str) -> ResultTable:
     rows: list[list[Cell]] = []
     for index, name in enumerate(names):
         of_group = np.flatnonzero(group == index)
-        without, with_layers = (loss_among(held_out, of_group, tried[row][SHARED].scores) for row in (linear, deep))
+        shared = (tried[row].by_rate[SHARED] for row in (linear, deep))
+        without, with_layers = (loss_among(held_out, of_group, each.scores) for each in shared)
         difference = paired_difference(with_layers, without)
         rows.append([name, len(of_group), without.figure, with_layers.figure, difference])
     columns = ["shown in training", "impressions", linear, deep, "difference"]

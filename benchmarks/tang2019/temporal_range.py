@@ -19,7 +19,7 @@ from matplotlib.figure import Figure as Plot
 from benchmarks.experiments import Claim, Request, Scale, claim, configuration, mean_of_seeds, prepare
 from benchmarks.generators import MAP, HeldOutWatches
 from benchmarks.report import Cell, ResultTable, new_plot, publish_result
-from benchmarks.sequences import METRICS, Judged, judge, platform_settings, tuned
+from benchmarks.sequences import METRICS, Judged, best_on_validation, judge, platform_settings, tuned
 from benchmarks.tang2019.range_models import MIXTURES, RECURRENT, TABLE_5, baselines, gates, search_space, subsets
 from pipeline.evaluation.bootstrap import paired_difference
 from pipeline.run import Run
@@ -102,12 +102,12 @@ def claims_of(world: str, judged: Mapping[str, Judged], compared: list[str]) -> 
     off = world == OFF
     mixtures = [name for name in MIXTURES if name in judged]
     single = [name for name in compared if name not in MIXTURES]
-    best = max(single, key=lambda name: mean_of_seeds(judged[name].measured[MAP]).value)
+    best = best_on_validation(judged, single)
     pairs = [(mixture, best) for mixture in mixtures]
     if off:
         return [_claim(world, judged, above, below, off) for above, below in pairs]
     ranges = {letters: name for letters, name in TABLE_5.items() if len(letters) == 1}
-    strongest = max(ranges.values(), key=lambda name: mean_of_seeds(judged[name].measured[MAP]).value)
+    strongest = best_on_validation(judged, ranges.values())
     pairs += [(ranges["S"], other) for other in ranges.values() if other != ranges["S"]]
     for letters, name in TABLE_5.items():
         if len(letters) == 2:

@@ -1,5 +1,6 @@
 """What explains a result that does not reproduce: forms of a curve, learning rates, the lowest tenth, by hand."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ from rich.console import Console
 
 from benchmarks.covington2016.age_forms import AGE, CONSTANT, forms, most_likely
 from benchmarks.covington2016.features_and_depth import depth_claims
-from benchmarks.covington2016.learning_rates import Tried, chosen, claim_at_own_rates, loss_among
+from benchmarks.covington2016.learning_rates import Tried, at_best_rate, claim_at_own_rates, loss_among
 from benchmarks.covington2016.ranker_layers import simulator_settings
 from benchmarks.covington2016.watch_time_weighting import ratio_of_lowest
 from benchmarks.experiments import Outcome, Request, Scale, SourceName, configuration
@@ -63,13 +64,24 @@ def test_each_row_is_judged_at_the_learning_rate_of_its_least_validation_loss() 
         return Tried(validation, [measured(test)], [])
 
     rows = {
-        "deep": {1e-3: tried(0.095, 0.26), 3e-3: tried(0.097, 0.10)},
+        "deep": {1e-3: tried(0.095, 0.26), 1e-2: tried(0.097, 0.10)},
         "none": {1e-3: tried(0.099, 0.30), 1e-2: tried(0.096, 0.255)},
     }
-    assert [chosen(rows[name]) for name in ("deep", "none")] == [1e-3, 1e-2]
-    found = claim_at_own_rates("deep loses less", rows, "deep", "none", switched_off=False)
+    rated = {row: at_best_rate([1e-3, 1e-2], [0], lambda rate, seeds, of=of: of[rate]) for row, of in rows.items()}
+    found = claim_at_own_rates("deep loses less", rated, "deep", "none", switched_off=False)
     assert found.difference.value == pytest.approx(0.26 - 0.255)
     assert "(0.001, 0.01)" in found.text
+
+
+def test_the_rate_is_chosen_by_the_first_training_and_stays_when_others_follow() -> None:
+    losses = {1e-3: [0.95, 0.99], 1e-2: [0.96, 0.80]}
+
+    def train(rate: float, seeds: Sequence[int]) -> Tried:
+        return Tried(float(np.mean([losses[rate][seed] for seed in seeds])), [measured(rate)] * len(seeds), [])
+
+    rated = at_best_rate([1e-3, 1e-2], [0, 1], train)
+    assert rated.best == 1e-3
+    assert [len(tried.expected) for tried in rated.by_rate.values()] == [2, 1]
 
 
 def test_the_loss_among_some_impressions_pairs_only_those(tmp_path: Path) -> None:

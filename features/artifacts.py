@@ -2,7 +2,7 @@
 
 A folder is built under a temporary name beside its destination, its `manifest.json` is written last, and it is then
 renamed into place; what stood there before is first moved aside in one step, so that it is never there in part. A
-folder without a manifest does not exist for readers.
+folder without a manifest does not exist for readers, and is never replaced: it may be somebody's own.
 """
 
 import hashlib
@@ -40,8 +40,12 @@ def publish(folder: Path, manifest: dict[str, Any]) -> Iterator[Path]:
 
     Entries added to `manifest` inside the `with` block (counts, for example) are published with it; size and
     SHA-256 of every file are added under `files`. On any error nothing appears at `folder`.
+
+    Raises:
+      ArtifactError: what stands at `folder` was not published, so it is not replaced.
     """
     folder = Path(folder)
+    require_replaceable(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     for stale in folder.parent.glob(f".{folder.name}.*.tmp"):
         _remove_if_abandoned(stale)
@@ -62,6 +66,36 @@ def publish(folder: Path, manifest: dict[str, Any]) -> Iterator[Path]:
         raise
 
 
+def require_replaceable(folder: Path) -> None:
+    """What may give way to a published folder: nothing, an empty folder, or one that was published.
+
+    Raises:
+      ArtifactError: something else stands there.
+    """
+    if not folder.is_dir():
+        if folder.exists():
+            raise ArtifactError(f"{folder}: expected a folder, found a file; move it away or choose another folder")
+        return
+    names = sorted(entry.name for entry in folder.iterdir())
+    if not names:
+        return
+    try:
+        _parsed(folder / MANIFEST)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        found = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+        raise ArtifactError(
+            f"{folder}: expected nothing there, or a folder that was published with its {MANIFEST}, found {found}; "
+            "nothing was replaced; move it away or choose another folder"
+        ) from error
+
+
+def discard(folder: Path) -> None:
+    """Removes a folder; it is gone in one step."""
+    aside = _hidden_name(folder)
+    folder.rename(aside)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
 def write_whole(path: Path, text: str) -> None:
     """Writes a small text file that is there whole or as it was before."""
     temporary = path.with_name(f".{path.name}.tmp")
@@ -75,6 +109,7 @@ def _hidden_name(folder: Path) -> Path:
 
 def _put_in_place(new: Path, folder: Path) -> None:
     """Renames `new` to `folder`; the one that was there stays, whole, where that fails."""
+    require_replaceable(folder)
     if not folder.exists():
         new.rename(folder)
         return
@@ -94,6 +129,12 @@ def _remove_if_abandoned(stale: Path) -> None:
     pid = stale.name.split(".")[-2].split("-")[0]
     if not pid.isdigit() or not Path(f"/proc/{pid}").exists():
         shutil.rmtree(stale, ignore_errors=True)
+
+
+def _parsed(path: Path) -> tuple[Mapping[str, Any], dict[str, tuple[int, str]]]:
+    """A manifest, and size and SHA-256 of its files by name; fails as reading, JSON and look-ups do."""
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+    return manifest, {name: (entry["bytes"], entry["sha256"]) for name, entry in manifest["files"].items()}
 
 
 def is_published(folder: Path) -> bool:
@@ -116,8 +157,7 @@ def read_manifest(folder: Path, verify: bool = False) -> Mapping[str, Any]:
     if not path.is_file():
         raise ArtifactError(f"{folder}: no {MANIFEST}, so nothing is published there; run the stage that writes it")
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        files = {name: (entry["bytes"], entry["sha256"]) for name, entry in manifest["files"].items()}
+        manifest, files = _parsed(path)
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())
         raise ArtifactError(

@@ -8,7 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from features.analysis import analyze_tables, fit_quantiles, read_statistics
-from features.artifacts import publish, read_manifest
+from features.artifacts import discard, publish, read_manifest
 from features.catalogue import build_catalogue
 from features.errors import UpnextError
 from features.example_sets import (
@@ -172,8 +172,7 @@ def make_examples(run: Run) -> None:
             with run.console.status("Checking for leaks ..."):
                 report = check_leakage(folder, shards, run.features, config.leakage)
         except UpnextError:
-            # A set that leaks is not published.
-            (folder / "manifest.json").unlink()
+            discard(folder)  # a set that leaks is not published
             raise
         kept = [f"{counts['kept'][part]:,}" for part in ("train", "validation", "test")]
         why = "; ".join(f"{reason} {count:,}" for reason, count in counts["left_out"].items())

@@ -20,7 +20,16 @@ from typing import Any
 
 from rich.console import Console
 
-from features.artifacts import MANIFEST, file_sha256, fingerprint, is_published, read_manifest, write_whole
+from features.artifacts import (
+    MANIFEST,
+    discard,
+    file_sha256,
+    fingerprint,
+    is_published,
+    read_manifest,
+    require_replaceable,
+    write_whole,
+)
 from features.errors import ArtifactError, UpnextError
 
 RECORDS = "stages"
@@ -85,8 +94,8 @@ def execute(
       verified: what the command verified already.
 
     Raises:
-      ArtifactError: an input of a stage was never published, is not what its stage left or is damaged, or the stage
-        did not publish what it should.
+      ArtifactError: an input of a stage was never published, is not what its stage left or is damaged; a folder that
+        no stage left stands where one is to be published; or the stage did not publish what it should.
     """
     verified = verified or Verified(run)
     for stage in stages:
@@ -96,6 +105,7 @@ def execute(
             continue
         _require_finished(stage, run)
         verified.check(*stage.inputs)
+        _make_room(stage, run)
         console.rule(f"[bold]{stage.name}[/bold] {stage.about}", align="left")
         started = time.monotonic()
         with damage_named([run / name for name in stage.inputs]):
@@ -234,6 +244,18 @@ def _require_finished(stage: Stage, run: Path) -> None:
                 f"{run / name}: expected what its stage left at its end, found something else (the stage was stopped, "
                 f"or {MANIFEST} is damaged); run that stage, or `upnext run`, again"
             )
+
+
+def _make_room(stage: Stage, run: Path) -> None:
+    """Refuses folders that no stage left before the work begins; one that a stage left and lost its manifest goes."""
+    left = {name for record in _records(run) for name in record.outputs}
+    for name in stage.outputs:
+        try:
+            require_replaceable(run / name)
+        except ArtifactError:
+            if name not in left:
+                raise
+            discard(run / name)
 
 
 def _write_record(stage: Stage, run: Path, expected: str, seconds: float) -> None:

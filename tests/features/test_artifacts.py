@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from features.artifacts import MANIFEST, fingerprint, is_published, publish, read_manifest, write_whole
+from features.artifacts import MANIFEST, discard, fingerprint, is_published, publish, read_manifest, write_whole
 from features.errors import ArtifactError
 
 
@@ -39,6 +39,50 @@ def test_the_earlier_version_stays_until_the_new_one_is_whole(tmp_path: Path) ->
     with publish(tmp_path / "out", {}) as folder:
         (folder / "b.txt").write_text("new")
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"b.txt", MANIFEST}
+
+
+@pytest.mark.parametrize(
+    "own",
+    [{"notes.txt": "mine"}, {"manifest.json": '{"name": "a browser extension"}', "a.js": ""}, {"manifest.json": "{"}],
+)
+def test_a_folder_that_was_never_published_is_refused_and_stays(tmp_path: Path, own: dict[str, str]) -> None:
+    logs = tmp_path / "logs"
+    logs.mkdir()
+    for name, text in own.items():
+        (logs / name).write_text(text)
+    with pytest.raises(ArtifactError, match=f"{logs}: expected nothing there, .* another folder"), publish(logs, {}):
+        raise AssertionError("the work began")
+    assert {path.name: path.read_text() for path in logs.iterdir()} == own
+    assert list(tmp_path.iterdir()) == [logs]
+
+
+def test_a_folder_that_came_while_the_work_went_on_is_refused_and_stays(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="found mine"), publish(tmp_path / "out", {}):
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out/mine").write_text("1")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_file_is_not_replaced_and_an_empty_folder_is(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(ArtifactError, match="expected a folder, found a file"), publish(tmp_path / "file", {}):
+        pass
+    assert (tmp_path / "file").read_text() == "mine"
+    (tmp_path / "empty").mkdir()
+    with publish(tmp_path / "empty", {}):
+        pass
+    assert is_published(tmp_path / "empty")
+
+
+def test_a_discarded_folder_leaves_nothing_and_its_place_can_be_taken(tmp_path: Path) -> None:
+    (tmp_path / "out/sub").mkdir(parents=True)
+    (tmp_path / "out/sub/leaks.parquet").write_text("1")
+    discard(tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+    with publish(tmp_path / "out", {}):
+        pass
+    assert is_published(tmp_path / "out")
 
 
 def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path: Path) -> None:

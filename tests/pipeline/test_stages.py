@@ -78,6 +78,24 @@ def test_a_damaged_output_is_made_again(work: Work, damage: str) -> None:
     assert work.execute() == ["b"]
 
 
+@pytest.mark.parametrize("text", [None, "", "[]"])
+def test_a_stage_replaces_what_a_stage_left_without_a_manifest(work: Work, text: str | None) -> None:
+    work.execute()
+    manifest = work.run / "b" / "manifest.json"
+    manifest.unlink() if text is None else manifest.write_text(text)
+    assert work.execute(second_settings=2) == ["b"]
+    assert sorted(path.name for path in work.run.iterdir()) == ["a", "b", "stages"]
+
+
+def test_a_folder_that_no_stage_left_is_refused_before_the_work_begins(work: Work) -> None:
+    (work.run / "b").mkdir(parents=True)
+    (work.run / "b" / "own.csv").write_text("1,2")
+    with pytest.raises(ArtifactError, match=r"run/b: expected nothing there, .* found own\.csv"):
+        work.execute()
+    assert work.ran == ["a"]
+    assert (work.run / "b" / "own.csv").read_text() == "1,2"
+
+
 def test_a_missing_input_is_named(work: Work) -> None:
     with pytest.raises(ArtifactError, match=r"run/a: not published; run the stage that writes it first"):
         execute(work.stages()[1:], work.run, Console(quiet=True), version="1")

@@ -82,13 +82,16 @@ def raw_window(
       video: int32 `[B, W]`, the ids' catalogue positions.
       size: of the window.
       now_us: int64 `[B]`, the request's time.
-      time_s: float64 `[B, W]` seconds, NaN where not known; None: no event's time is known.
-      value: float32 `[B, W]`; None: not known.
+      time_s: float64 `[B, any]` seconds, NaN where not known; None: no event's time is known.
+      value: float32 `[B, any]`; None: not known.
     """
-    time_us = tf.fill(tf.shape(ids), tf.constant(ORDER_ONLY, tf.int64)) if time_s is None else microseconds(time_s)
-    value = tf.fill(tf.shape(ids), np.float32(np.nan)) if value is None else value
-    valid = (ids != "") & (time_us < now_us[:, tf.newaxis])
     given = tf.shape(ids)[1]
+    if time_s is None:
+        time_us = tf.fill(tf.shape(ids), tf.constant(ORDER_ONLY, tf.int64))
+    else:
+        time_us = microseconds(_fitted(time_s, given, np.nan))
+    value = tf.fill(tf.shape(ids), np.float32(np.nan)) if value is None else _fitted(value, given, np.nan)
+    valid = (ids != "") & (time_us < now_us[:, tf.newaxis])
     # The valid events move to the left in their order (of equals the first comes first), and the last `size` stay.
     kept = tf.cast(valid, tf.int32)
     order = tf.math.top_k(kept, given).indices
@@ -100,8 +103,8 @@ def raw_window(
     return RawWindow(
         valid=tf.ensure_shape(inside, [None, size]),
         video=_take(video, index, UNKNOWN_VIDEO),
-        time_us=_take(_fitted(time_us, given, ORDER_ONLY), index, ORDER_ONLY),
-        value=_take(_fitted(value, given, np.nan), index, np.nan),
+        time_us=_take(time_us, index, ORDER_ONLY),
+        value=_take(value, index, np.nan),
         index=index,
         given=given,
     )

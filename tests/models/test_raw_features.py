@@ -310,6 +310,31 @@ def test_candidates_beyond_the_catalogue_and_padding_have_their_features_missing
         assert np.isnan(found[name]).all(), name
 
 
+@pytest.mark.parametrize(
+    ("timestamps", "seconds_to_next"),
+    [
+        ([50.0], [[np.nan, np.nan, np.nan, np.nan]]),  # the second watch's time is missing
+        ([50.0, 90.0, 95.0], [[40.0, 10.0, np.nan, np.nan]]),  # the third is of no watch
+        ([100.0], [[np.nan] * 4]),  # only the first watch is known to be at the request's moment: it is left out
+        ([], [[np.nan] * 4]),
+    ],
+)
+def test_times_of_another_number_than_the_watches_are_missing_at_their_end(timestamps, seconds_to_next):
+    spec = FeatureSpec((SPEC["seconds_to_next_watch"], SPEC["watched"], SPEC["watched_time_s"]))
+    found = RawFeatures(spec, encoder(np.random.default_rng(0)), LISTS)(
+        {
+            "watched_video_ids": tf.constant([VIDEO_IDS[:2]]),
+            "watched_timestamps": tf.constant([timestamps], tf.float64),
+            "watched_watch_time_s": tf.constant([[3.0, 4.0, 5.0]]),
+            "request_timestamp": tf.constant([100.0], tf.float64),
+        }
+    )
+    np.testing.assert_array_equal(found["seconds_to_next_watch"], seconds_to_next)
+    # Rows of clicked_video descend: video n has row 20 - n.
+    kept = [19, 0, 0, 0] if timestamps == [100.0] else [20, 19, 0, 0]
+    assert found["watched"].numpy().tolist() == [kept]
+
+
 def test_only_the_inputs_a_spec_needs_are_asked_for():
     features = RawFeatures(FeatureSpec((SPEC["watched"], SPEC["page"])), encoder(np.random.default_rng(0)), LISTS)
     assert features.input_specs == {

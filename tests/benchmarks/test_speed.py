@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from benchmarks.report import is_whole
 from benchmarks.speed import NAMES, Request
+from benchmarks.speed import __main__ as command
 from benchmarks.speed.analysis import rank_error
 from benchmarks.speed.event_logs import DAYS, END_US, LogSize, write_logs
 from benchmarks.speed.measuring import in_turn, median_ratio, run_process
@@ -118,3 +119,13 @@ def test_each_benchmark_runs_without_peers(name: str, tmp_path: Path):
         assert any("polars: not installed" in note for table in result["tables"] for note in table["notes"])
     if name == "training_step":
         assert result["facts"]["found"]["largest difference of gradients"] < 1e-6
+
+
+@pytest.mark.slow
+def test_all_benchmarks_are_run_each_in_its_process_though_one_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "NAMES", {"no-such": "", "simulator": NAMES["simulator"]})
+    with pytest.raises(SystemExit, match=r"^failed: no-such \(exit code 2\)$"):
+        command.main(["all", "--scale", "smoke", "--results", str(tmp_path)])
+    assert (tmp_path / "simulator.md").is_file()

@@ -31,7 +31,7 @@ from pipeline.sources.ingest import ingest, summary_table
 from pipeline.sources.kuairand import KuaiRandConfig, KuaiRandSource
 from pipeline.sources.movielens import MovieLensConfig, MovieLensSource
 from pipeline.sources.simulator import SimulatorConfig, simulate
-from pipeline.sources.source import InMemorySource, Source
+from pipeline.sources.source import InMemorySource, Source, settings_of
 
 STATISTICS_REPORT = "reports/statistics"
 _SHOWN_WHOLE = ("column", "count", "missing", "distinct")
@@ -53,7 +53,7 @@ def ingest_settings(run: Run) -> Mapping[str, Any]:
     """What the canonical tables depend on, the content of the source's files among it."""
     source = file_source(run)
     return {
-        "source": run.config.source.model_dump(mode="json"),
+        "source": settings_of(run.config.source),
         "validation": run.config.validation.model_dump(mode="json"),
         "read": source.fingerprint() if source else None,
     }

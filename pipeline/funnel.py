@@ -24,6 +24,7 @@ from serving.export import RANKING, latest_version
 from serving.recommend import Recommender
 from serving.recommendations_table import recommendations_table
 
+INGEST = "ingest"
 TRAINING_STAGES = ("train-generator", "train-ranker")
 
 
@@ -39,7 +40,7 @@ def data_part(run: Run) -> list[Stage]:
     """From raw logs to canonical tables: what later stages' features depend on."""
     return [
         Stage(
-            "ingest",
+            INGEST,
             "raw logs to canonical tables",
             data_stages.ingest_settings(run),
             (),
@@ -177,18 +178,17 @@ def run_funnel(
     with locked(folder):
         config_file.write_run(folder, config)
         console.print(f"[bold]{config.name}[/bold] in {folder}")
-        ingest = data_part(run)
         verified = Verified(folder)
-        if only in (None, "ingest"):
-            execute(ingest, folder, console, package_version(), verified)
-        if only != "ingest":
+        if only in (None, INGEST):
+            execute(data_part(run), folder, console, package_version(), verified)
+        if only != INGEST:
             verified.check("tables")  # the columns they have decide which stages there are
             stages = model_part(run)
             chosen = [stage for stage in stages if only in (None, stage.name.partition(":")[0])]
             if not chosen:
                 raise ConfigError(
                     f"stage {only!r} is not part of this run (there are no impressions or no ranker is configured); "
-                    f"its stages: {', '.join(stage.name for stage in [*ingest, *stages])}"
+                    f"its stages: {', '.join([INGEST, *(stage.name for stage in stages)])}"
                 )
             execute(chosen, folder, console, package_version(), verified)
         if only is None:

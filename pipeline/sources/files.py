@@ -36,7 +36,7 @@ from features.settings import Settings
 from features.tables import TABLES, Table
 from pipeline.sources.conversion import convert, plain
 from pipeline.sources.readers import CsvDialect, FileChunk, column_names, find_files, is_parquet, read_chunks
-from pipeline.sources.source import RawChunk, Unit, file_fingerprints, nearest
+from pipeline.sources.source import RawChunk, Unit, file_fingerprints, nearest, settings_of
 
 TableName = Literal["watches", "impressions", "searches", "users", "videos"]
 ExtraType = Literal["string", "number", "integer", "bool", "strings"]
@@ -114,8 +114,8 @@ class FilesSource:
         }
 
     def fingerprint(self) -> dict[str, Any]:
-        files = [file for entry in self.config.tables.values() for file in find_files(entry.path)]
-        return {"source": "files", "config": self.config.model_dump(mode="json"), "files": file_fingerprints(files)}
+        files = {name: file_fingerprints(find_files(entry.path)) for name, entry in self.config.tables.items()}
+        return {"source": "files", "config": settings_of(self.config), "files": files}
 
 
 def _resolve(table: Table, entry: FileTable, file: Path) -> dict[str, str]:

@@ -25,7 +25,7 @@ from features.errors import ConfigError
 from features.settings import Settings
 from pipeline.sources.conversion import convert, mask_of, plain
 from pipeline.sources.readers import FileChunk, column_names, read_chunks
-from pipeline.sources.source import RawChunk, Unit, file_fingerprints, nearest
+from pipeline.sources.source import RawChunk, Unit, file_fingerprints, nearest, settings_of
 
 Feedback = Literal["is_click", "long_view", "is_like", "is_follow", "is_comment", "is_forward", "is_profile_enter"]
 
@@ -96,8 +96,8 @@ class KuaiRandSource:
         return tables
 
     def fingerprint(self) -> dict[str, Any]:
-        config = self.config.model_dump(mode="json")
-        return {"source": "kuairand", "config": config, "files": file_fingerprints(_find_layout(self.config).files)}
+        files = file_fingerprints(_find_layout(self.config).files)
+        return {"source": "kuairand", "config": settings_of(self.config), "files": files}
 
     def _impressions(self, layout: _Layout) -> Iterator[RawChunk]:
         if layout.earlier:

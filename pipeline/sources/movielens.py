@@ -75,8 +75,7 @@ class MovieLensSource:
         return {"watches": _ratings(folder), "videos": _movies(folder)}
 
     def fingerprint(self) -> dict[str, Any]:
-        folder = self._folder()
-        files = {Path(name).name: entry for name, entry in file_fingerprints(_tables_in(folder, self.config)).items()}
+        files = {entry.pop("name"): entry for entry in file_fingerprints(_tables_in(self._folder(), self.config))}
         return {"source": "movielens", "version": self.config.version, "files": files}
 
     def _folder(self) -> Path:

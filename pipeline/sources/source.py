@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from features.artifacts import file_sha256
+from features.settings import Settings
 
 Unit = Literal["s", "ms", "us", "ns", "iso"]
 
@@ -85,9 +86,15 @@ class InMemorySource:
             yield RawChunk(part, f"{self.name}:{name}", np.arange(start + 1, start + 1 + part.num_rows))
 
 
-def file_fingerprints(files: Sequence[Path]) -> dict[str, Any]:
-    """Size and SHA-256 of each file by path."""
-    return {str(path): {"bytes": path.stat().st_size, "sha256": file_sha256(path)} for path in files}
+def file_fingerprints(files: Sequence[Path]) -> list[dict[str, Any]]:
+    """Name, size and SHA-256 of each file in the order given, wherever they lie."""
+    return [{"name": path.name, "bytes": path.stat().st_size, "sha256": file_sha256(path)} for path in files]
+
+
+def settings_of(config: Settings) -> dict[str, Any]:
+    """A source's configuration as JSON but for where its files lie: logs that were moved are the same logs."""
+    places: Any = {"path": True, "archive": True, "data_dir": True, "tables": {"__all__": {"path"}}}
+    return config.model_dump(mode="json", exclude=places)
 
 
 def nearest(name: str, known: Sequence[str]) -> str:

@@ -11,7 +11,7 @@ import yaml
 
 from features.tables import read_table
 from pipeline.stages import locked
-from tests.end_to_end.command_line import Answer, stages_run, upnext, write_csv
+from tests.end_to_end.command_line import Answer, stages_run, stages_skipped, upnext, write_csv
 
 HOUR = 3600
 START = 1_735_689_600  # 2025-01-01, a Wednesday
@@ -81,6 +81,17 @@ def test_a_missing_file_is_named(logs: Logs) -> None:
     error = logs("run").error()
     assert f"{logs.folder}/watches.csv: no such file or folder" in error
     assert "correct the source's path" in error
+
+
+def test_moved_logs_are_not_read_again_and_a_later_stage_alone_does_not_need_them(logs: Logs) -> None:
+    assert stages_run(logs("ingest")) == ["ingest"]
+    moved = logs.folder / "elsewhere/watches.csv"
+    moved.parent.mkdir()
+    (logs.folder / "watches.csv").rename(moved)
+    logs.value["source"]["tables"]["watches"]["path"] = str(moved)
+    assert stages_skipped(logs("ingest")) == ["ingest"]
+    moved.unlink()
+    assert stages_run(logs("analyze")) == ["analyze"]
 
 
 def test_a_wrong_column_is_named_with_the_columns_there_are(logs: Logs) -> None:

@@ -231,3 +231,19 @@ def test_the_fingerprint_follows_the_content(tmp_path):
     assert source.fingerprint() == before
     write(tmp_path / "w.csv", WATCHES.replace("u,v", "u,x"))
     assert source.fingerprint() != before
+
+
+def test_the_fingerprint_follows_names_contents_and_order_but_not_the_place(tmp_path):
+    def fingerprint_of(path: Path, table: str = "watches"):
+        return FilesSource(FilesConfig.model_validate({"tables": {table: {"path": str(path)}}})).fingerprint()
+
+    for day, text in (("1", WATCHES), ("2", WATCHES.replace("u,v", "u,x"))):
+        write(tmp_path / f"here/day={day}/part-0.csv", text)
+        write(tmp_path / f"there/day={day}/part-0.csv", text)
+        write(tmp_path / f"otherwise/day={3 - int(day)}/part-0.csv", text)
+    here = fingerprint_of(tmp_path / "here")
+    assert fingerprint_of(tmp_path / "there") == here
+    assert fingerprint_of(tmp_path / "otherwise") != here
+    assert fingerprint_of(tmp_path / "here/day=1") != here
+    assert fingerprint_of(tmp_path / "here", "searches") != here
+    assert str(tmp_path) not in json.dumps(here)

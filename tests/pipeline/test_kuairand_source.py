@@ -252,3 +252,11 @@ def test_the_real_log_loses_exactly_its_repeated_rows(tmp_path):
         ("videos", 7_583),
     }
     assert not any(sum(c.unmatched.values()) for c in counts.values())
+
+
+def test_the_fingerprint_does_not_depend_on_where_the_files_are(tmp_path):
+    folders = [reduced(tmp_path / name) for name in ("a", "b")]
+    prints = [KuaiRandSource(KuaiRandConfig(path=str(folder))).fingerprint() for folder in folders]
+    assert prints[0] == prints[1]
+    other = KuaiRandSource(KuaiRandConfig(path=str(folders[0]), watch="long_view")).fingerprint()
+    assert other != prints[0]

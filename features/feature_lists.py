@@ -7,21 +7,18 @@ import difflib
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from pydantic import model_validator
 
 from features.errors import ConfigError
 from features.history import REQUIREMENTS, Derivation, derivation_of
 from features.settings import Settings
-from features.spec import Feature, FeatureSpec, Kind, Normaliser, Side
+from features.spec import Feature, FeatureConfig, FeatureSpec, Kind, Model, Normaliser, Side
 from features.tables import TABLES, has_table, table_columns
 
 Columns = Mapping[str, Collection[str]]
 """Table name → its columns; a table that the run does not have is absent."""
-
-Model = Literal["candidate_generator", "sequence_generator", "ranker"]
-"""Who sees the features: generators of bags (two-tower), generators of sequences (latent cross, M3), the ranker."""
 
 GENERATORS: tuple[Model, ...] = ("candidate_generator", "sequence_generator")
 """Models whose labels are next watches."""
@@ -36,52 +33,6 @@ RESERVED = frozenset(
 
 OUTCOMES = ("clicked", "watch_time_s", "completed")
 """Columns of a request's own row that tell how it ended; no feature may use them."""
-
-
-class FeatureConfig(Settings):
-    """One feature added by configuration."""
-
-    name: str
-    """Unique within the model."""
-    source: str
-    """`users.<column>`, `videos.<column>`, `request.<column>`, `history.<derivation>` or `watches.<column>`; see
-    `features/spec.py`."""
-    kind: Kind
-    """`categorical` or `continuous`."""
-    side: Side = Side.QUERY
-    """`query` (user, context) or `impression` (video scored)."""
-    models: tuple[Model, ...] = ("ranker",)
-    """The models that get it."""
-    id_space: str | None = None
-    """Vocabulary of a categorical feature; default: its name, of a column of watches the column's, which the request's
-    own column has too. Features of one id space share their embeddings."""
-    max_length: int | None = None
-    """None for one value, n for a list of at most n values."""
-    normaliser: Normaliser | None = None
-    """Of a continuous feature; default: `quantile` for the ranker, `scale` needs `low` and `high`."""
-    low: float = 0.0
-    """Lower end of `scale`."""
-    high: float = 1.0
-    """Upper end of `scale`."""
-    serving_value: float | str | None = None
-    """A fixed raw value used at serving."""
-
-    def feature(self) -> Feature:
-        """The feature it describes."""
-        continuous = self.kind == Kind.CONTINUOUS
-        room, _, column = self.source.partition(".")
-        return Feature(
-            name=self.name,
-            kind=self.kind,
-            side=self.side,
-            source=self.source,
-            id_space=None if continuous else self.id_space or (column if room == "watches" else self.name),
-            max_length=self.max_length,
-            normaliser=self.normaliser or (Normaliser.QUANTILE if continuous else None),
-            low=self.low,
-            high=self.high,
-            serving_value=self.serving_value,
-        )
 
 
 class FeatureListConfig(Settings):

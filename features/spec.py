@@ -1,4 +1,5 @@
-"""The feature specification: one file per run from which record schema, model inputs and serving inputs derive.
+"""The feature specification: one file per run from which record schema, model inputs and serving inputs derive; and
+one feature as a configuration adds it.
 
 A feature is named by where its raw value comes from (`source`):
 
@@ -14,10 +15,15 @@ import json
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from pathlib import Path
+from typing import Literal
 
 import pyarrow as pa
 
 from features.errors import ConfigError
+from features.settings import Settings
+
+Model = Literal["candidate_generator", "sequence_generator", "ranker"]
+"""Who sees the features: generators of bags (two-tower), generators of sequences (latent cross, M3), the ranker."""
 
 
 class Kind(StrEnum):
@@ -103,6 +109,52 @@ class Feature:
         """The column type in example sets: embedding rows or raw float32 values, or lists of them."""
         value = pa.float32() if self.kind == Kind.CONTINUOUS else pa.int32()
         return pa.list_(value) if self.multivalent else value
+
+
+class FeatureConfig(Settings):
+    """One feature added by configuration."""
+
+    name: str
+    """Unique within the model."""
+    source: str
+    """`users.<column>`, `videos.<column>`, `request.<column>`, `history.<derivation>` or `watches.<column>`; see the
+    module's text."""
+    kind: Kind
+    """`categorical` or `continuous`."""
+    side: Side = Side.QUERY
+    """`query` (user, context) or `impression` (video scored)."""
+    models: tuple[Model, ...] = ("ranker",)
+    """The models that get it."""
+    id_space: str | None = None
+    """Vocabulary of a categorical feature; default: its name, of a column of watches the column's, which the request's
+    own column has too. Features of one id space share their embeddings."""
+    max_length: int | None = None
+    """None for one value, n for a list of at most n values."""
+    normaliser: Normaliser | None = None
+    """Of a continuous feature; default: `quantile` for the ranker, `scale` needs `low` and `high`."""
+    low: float = 0.0
+    """Lower end of `scale`."""
+    high: float = 1.0
+    """Upper end of `scale`."""
+    serving_value: float | str | None = None
+    """A fixed raw value used at serving."""
+
+    def feature(self) -> Feature:
+        """The feature it describes."""
+        continuous = self.kind == Kind.CONTINUOUS
+        room, _, column = self.source.partition(".")
+        return Feature(
+            name=self.name,
+            kind=self.kind,
+            side=self.side,
+            source=self.source,
+            id_space=None if continuous else self.id_space or (column if room == "watches" else self.name),
+            max_length=self.max_length,
+            normaliser=self.normaliser or (Normaliser.QUANTILE if continuous else None),
+            low=self.low,
+            high=self.high,
+            serving_value=self.serving_value,
+        )
 
 
 @dataclass(frozen=True)

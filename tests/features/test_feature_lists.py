@@ -2,7 +2,6 @@ import pytest
 
 from features.errors import ConfigError
 from features.feature_lists import (
-    FeatureConfig,
     FeatureListConfig,
     IdSource,
     default_candidate_features,
@@ -10,7 +9,7 @@ from features.feature_lists import (
     default_sequence_features,
     id_sources,
 )
-from features.spec import Kind, Normaliser, Side
+from features.spec import FeatureConfig, Kind, Normaliser, Side
 
 FULL = {
     "watches": {"user_id", "video_id", "timestamp", "watch_time_s", "device"},

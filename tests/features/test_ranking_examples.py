@@ -9,11 +9,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from features.errors import ConfigError
-from features.feature_lists import FeatureConfig, FeatureListConfig, default_ranking_features
+from features.feature_lists import FeatureListConfig, default_ranking_features
 from features.history import REQUIREMENTS
 from features.ranking_examples import RankingExamplesConfig, page_requests, ranking_examples, ranking_labels
 from features.shards import make_shard
-from features.spec import Feature, FeatureSpec, Kind, Normaliser, Side
+from features.spec import Feature, FeatureConfig, FeatureSpec, Kind, Normaliser, Side
 from features.splits import Part, Split
 from tests.features.example_logs import DAY_US, START_US, encoder_of, table
 

@@ -9,9 +9,10 @@ import pytest
 
 from features.candidate_examples import CandidateExamplesConfig, LabelChoice
 from features.example_sets import SequenceExamplesJob
-from features.feature_lists import FeatureConfig, FeatureListConfig, default_sequence_features
+from features.feature_lists import FeatureListConfig, default_sequence_features
 from features.sequence_examples import SequenceExamplesConfig
 from features.shards import make_shard
+from features.spec import FeatureConfig
 from features.splits import Part, Split
 from tests.features.example_logs import DAY_US, START_US, encoder_of, table
 

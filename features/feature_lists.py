@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from features.errors import ConfigError
 from features.history import REQUIREMENTS, Derivation, derivation_of
@@ -38,21 +38,21 @@ OUTCOMES = ("clicked", "watch_time_s", "completed")
 class FeatureListConfig(Settings):
     """What the models see of a user, a request and a video."""
 
-    watch_window: int = 50
+    watch_window: int = Field(default=50, ge=1)
     """Watches before the snapshot that features may use (section 3.5: 50)."""
-    impression_window: int = 100
+    impression_window: int = Field(default=100, ge=1)
     """Impressions before the snapshot that features may use."""
-    search_window: int = 50
+    search_window: int = Field(default=50, ge=1)
     """Searches before the snapshot that features may use."""
-    max_watched_videos: int = 50
+    max_watched_videos: int = Field(default=50, ge=1)
     """Watched videos in the bag (section 3.5: 50)."""
-    max_sequence_length: int | None = None
+    max_sequence_length: int | None = Field(default=None, ge=1)
     """Watches in a sequence, at most `watch_window` (None: as many); of a longer history the last ones are kept."""
-    max_search_tokens: int = 50
+    max_search_tokens: int = Field(default=50, ge=1)
     """Search tokens in the bag (section 3.5: 50)."""
-    max_topics: int = 16
+    max_topics: int = Field(default=16, ge=1)
     """Topics of a video in the bag."""
-    max_candidate_sources: int = 8
+    max_candidate_sources: int = Field(default=8, ge=1)
     """Nominating sources of a candidate in the bag."""
     example_age_low_s: float = -86_400.0
     """Example age (seconds) that becomes 0; below zero so that a slightly negative serving value is not clipped."""

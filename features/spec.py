@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 import pyarrow as pa
+from pydantic import Field
 
 from features.errors import ConfigError
 from features.settings import Settings
@@ -128,7 +129,7 @@ class FeatureConfig(Settings):
     id_space: str | None = None
     """Vocabulary of a categorical feature; default: its name, of a column of watches the column's, which the request's
     own column has too. Features of one id space share their embeddings."""
-    max_length: int | None = None
+    max_length: int | None = Field(default=None, ge=1)
     """None for one value, n for a list of at most n values."""
     normaliser: Normaliser | None = None
     """Of a continuous feature; default: `quantile` for the ranker, `scale` needs `low` and `high`."""

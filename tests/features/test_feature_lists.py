@@ -1,4 +1,5 @@
 import pytest
+from pydantic import ValidationError
 
 from features.errors import ConfigError
 from features.feature_lists import (
@@ -26,6 +27,24 @@ def test_what_sequences_are_made_of_cannot_be_left_out(name: str) -> None:
     config = FeatureListConfig(without=(name,))
     with pytest.raises(ConfigError, match=f"generators of sequences cannot do without {name}"):
         default_sequence_features({"watches": ["video_id"]}, config)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "watch_window", "impression_window", "search_window", "max_watched_videos", "max_sequence_length",
+        "max_search_tokens", "max_topics", "max_candidate_sources",
+    ],
+)  # fmt: skip
+def test_a_window_or_list_of_nothing_is_refused(name: str) -> None:
+    with pytest.raises(ValidationError, match=rf"{name}\n.*greater than or equal to 1"):
+        FeatureListConfig.model_validate({name: 0})
+    assert getattr(FeatureListConfig.model_validate({name: 1}), name) == 1
+
+
+def test_a_configured_list_of_nothing_is_refused() -> None:
+    with pytest.raises(ValidationError, match="greater than or equal to 1"):
+        FeatureConfig(name="mine", source="users.tags", kind=Kind.CATEGORICAL, max_length=0)
 
 
 def test_nothing_is_left_out_of_a_full_log() -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 import pyarrow as pa
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from features.errors import ConfigError
 from features.settings import Settings
@@ -60,7 +60,7 @@ class Feature:
       id_space: the vocabulary of a categorical feature; features of one space share its embedding table.
       max_length: None for one value; n for a list of at most n values.
       normaliser: of a continuous feature.
-      low, high: the range of `Normaliser.SCALE`.
+      low, high: the range of `Normaliser.SCALE`, low below high.
       serving_value: a fixed raw value used at serving in place of the logged one (position, example age).
     """
 
@@ -80,6 +80,11 @@ class Feature:
             raise ConfigError(f"feature {self.name!r}: a categorical feature needs an id_space")
         if self.kind == Kind.CONTINUOUS and (self.id_space or not self.normaliser):
             raise ConfigError(f"feature {self.name!r}: a continuous feature has a normaliser and no id_space")
+        if self.normaliser == Normaliser.SCALE and not self.low < self.high:
+            raise ConfigError(
+                f"feature {self.name!r}: expected low below high, the values that become 0 and 1; found {self.low:g} "
+                f"and {self.high:g}"
+            )
         room, dot, _ = self.source.partition(".")
         if not dot or room not in {"users", "videos", "request", "history", "watches"}:
             raise ConfigError(
@@ -132,13 +137,21 @@ class FeatureConfig(Settings):
     max_length: int | None = Field(default=None, ge=1)
     """None for one value, n for a list of at most n values."""
     normaliser: Normaliser | None = None
-    """Of a continuous feature; default: `quantile` for the ranker, `scale` needs `low` and `high`."""
-    low: float = 0.0
-    """Lower end of `scale`."""
-    high: float = 1.0
-    """Upper end of `scale`."""
+    """Of a continuous feature; default: `quantile`, which the ranker alone has; `scale` needs `low` and `high`."""
+    low: float | None = None
+    """The value that `scale` makes 0; it needs one."""
+    high: float | None = None
+    """The value that `scale` makes 1, more than `low`; it needs one."""
     serving_value: float | str | None = None
     """A fixed raw value used at serving."""
+
+    @model_validator(mode="after")
+    def _has_its_range(self) -> "FeatureConfig":
+        if self.normaliser == Normaliser.SCALE and (self.low is None or self.high is None):
+            missing = " and ".join(name for name in ("low", "high") if getattr(self, name) is None)
+            raise ValueError(f"feature {self.name!r}: normaliser scale needs low and high, the values that become 0 and "
+                             f"1; set {missing}")
+        return self
 
     def feature(self) -> Feature:
         """The feature it describes."""
@@ -152,8 +165,8 @@ class FeatureConfig(Settings):
             id_space=None if continuous else self.id_space or (column if room == "watches" else self.name),
             max_length=self.max_length,
             normaliser=self.normaliser or (Normaliser.QUANTILE if continuous else None),
-            low=self.low,
-            high=self.high,
+            low=0.0 if self.low is None else self.low,
+            high=1.0 if self.high is None else self.high,
             serving_value=self.serving_value,
         )
 

@@ -139,6 +139,27 @@ def test_the_candidate_generator_has_no_quantiles() -> None:
         default_candidate_features(FULL, FeatureListConfig(extra=(FeatureConfig(**entry),)))
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({}, "needs low and high, .* set low and high"),
+        ({"high": 90.0}, "set low"),
+        ({"low": 0.0}, "set high"),
+    ],
+)
+def test_scale_needs_both_ends_of_its_range(given: dict, message: str) -> None:
+    entry = {"name": "mine", "source": "users.age", "kind": "continuous", "normaliser": "scale", **given}
+    with pytest.raises(ValidationError, match=message):
+        FeatureConfig.model_validate(entry)
+    whole = FeatureConfig.model_validate({**entry, "low": 10, "high": 90}).feature()
+    assert (whole.low, whole.high) == (10.0, 90.0)
+
+
+def test_an_empty_range_of_a_default_feature_is_refused() -> None:
+    with pytest.raises(ConfigError, match="feature 'age': expected low below high"):
+        default_candidate_features(FULL, FeatureListConfig(oldest_age_years=0))
+
+
 def test_ids_are_counted_where_the_features_take_them_from() -> None:
     specs = {
         "candidate_generator": default_candidate_features(FULL).spec,

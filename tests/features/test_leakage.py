@@ -29,7 +29,7 @@ EVERYTHING = LeakageConfig(examples_per_part=100, shards=3)
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     tables = platform(users=30)
     time_of_week = {"name": "time_of_week", "source": "request.time_of_week", "kind": "continuous"}
-    time_of_week |= {"normaliser": "scale", "high": 604_800, "models": ["sequence_generator"]}
+    time_of_week |= {"normaliser": "scale", "low": 0, "high": 604_800, "models": ["sequence_generator"]}
     lists = FeatureListConfig.model_validate({"extra": [time_of_week]})
     return Run(tmp_path_factory.mktemp("run"), tables, split_of(tables), lists)
 

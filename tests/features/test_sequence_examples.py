@@ -101,7 +101,7 @@ def test_lists_stand_beside_each_other(tmp_path: Path) -> None:
 def test_the_time_of_the_week_is_the_requests_local_one(tmp_path: Path, offset_hours: int, hours: int) -> None:
     """The label is watched on a Wednesday at three in the morning, UTC."""
     time_of_week = {"name": "time_of_week", "source": "request.time_of_week", "kind": "continuous"}
-    time_of_week |= {"normaliser": "scale", "high": 604_800, "models": ["sequence_generator"]}
+    time_of_week |= {"normaliser": "scale", "low": 0, "high": 604_800, "models": ["sequence_generator"]}
     lists = LISTS.model_copy(update={"extra": (FeatureConfig.model_validate(time_of_week),)})
     split = replace(SPLIT, utc_offset_s=3600.0 * offset_hours)
     parts, _ = build(tmp_path, [watch("u", "a", 2), watch("u", "b", 3)], split=split, lists=lists)

@@ -260,6 +260,8 @@ def _refuse_unfit(feature: Feature, columns: Columns, model: Model) -> None:
     where, (room, column) = f"configured feature {feature.name!r}", feature.source.split(".", 1)
     if room == "request" and column in OUTCOMES:
         raise ConfigError(f"{where}: {feature.source} is the outcome that models predict")
+    if model in GENERATORS and feature.source == "request.video_id":
+        raise ConfigError(f"{where}: {feature.source} is the watch that {model} predicts")
     if room == "watches" and column in OUTCOMES:
         raise ConfigError(
             f"{where}: {feature.source} is known only after a watch ended; history.watched_time_s is the watch time "

@@ -10,7 +10,7 @@ from features.feature_lists import (
     default_sequence_features,
     id_sources,
 )
-from features.spec import FeatureConfig, Kind, Normaliser, Side
+from features.spec import FeatureConfig, Kind, Model, Normaliser, Side
 
 FULL = {
     "watches": {"user_id", "video_id", "timestamp", "watch_time_s", "device"},
@@ -158,6 +158,15 @@ def test_scale_needs_both_ends_of_its_range(given: dict, message: str) -> None:
 def test_an_empty_range_of_a_default_feature_is_refused() -> None:
     with pytest.raises(ConfigError, match="feature 'age': expected low below high"):
         default_candidate_features(FULL, FeatureListConfig(oldest_age_years=0))
+
+
+@pytest.mark.parametrize("model", ["candidate_generator", "sequence_generator"])
+def test_the_label_itself_is_no_input_of_a_generator(model: Model) -> None:
+    entry = {"name": "mine", "source": "request.video_id", "kind": "categorical", "id_space": "video"}
+    config = FeatureListConfig(extra=(FeatureConfig.model_validate({**entry, "models": [model]}),))
+    make = default_candidate_features if model == "candidate_generator" else default_sequence_features
+    with pytest.raises(ConfigError, match=rf"'mine': request\.video_id is the watch that {model} predicts"):
+        make(FULL, config)
 
 
 def test_ids_are_counted_where_the_features_take_them_from() -> None:

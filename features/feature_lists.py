@@ -267,6 +267,8 @@ def _refuse_unfit(feature: Feature, columns: Columns, model: Model) -> None:
             f"{where}: {feature.source} is known only after a watch ended; history.watched_time_s is the watch time "
             "where it ended before the next watch"
         )
+    if room == "request" and column in _OF_THE_MOMENT:
+        _refuse_unfit_moment(feature, _OF_THE_MOMENT[column], where, model)
     if feature.name in RESERVED:
         raise ConfigError(f"{where}: the name is taken by a column of examples; rename it")
     if absent := absent_columns(feature, columns, model):
@@ -277,6 +279,19 @@ def _refuse_unfit(feature: Feature, columns: Columns, model: Model) -> None:
         )
     if model in GENERATORS and feature.normaliser == Normaliser.QUANTILE:
         raise ConfigError(f"{where}: a candidate generator has no quantiles; set normaliser: scale with low and high")
+
+
+def _refuse_unfit_moment(feature: Feature, kind: Kind, where: str, model: Model) -> None:
+    """Raises ConfigError where a feature made of the request's moment is asked for as what it is not."""
+    if feature.source == "request.example_age" and model not in GENERATORS:
+        raise ConfigError(f"{where}: {feature.source} is of candidate generators alone, found {model}; leave it out")
+    space = "hour" if kind == Kind.CATEGORICAL else None
+    if (feature.kind, feature.id_space, feature.max_length) != (kind, space, None):
+        raise ConfigError(
+            f"{where}: {feature.source} is one {kind} value; set kind: {kind}"
+            + (f" and id_space: {space}" if space else "")
+            + (", leave max_length out" if feature.multivalent else "")
+        )
 
 
 def absent_columns(feature: Feature, columns: Columns, model: Model) -> str | None:
@@ -296,14 +311,14 @@ def source_columns(feature: Feature, model: Model) -> tuple[tuple[str, str], ...
     if room == "history":
         return REQUIREMENTS[derivation_of(feature.source)].columns
     if room == "request":
-        if name in _GIVEN_BY_REQUEST:
+        if name in _OF_THE_MOMENT:
             return ()
         return ((request_table(model), name),)
     return () if feature.source == "videos.video_id" else ((room, name),)
 
 
-_GIVEN_BY_REQUEST = frozenset({"hour", "time_of_week", "example_age"})
-"""Made of the snapshot alone, so no column is needed."""
+_OF_THE_MOMENT = {"hour": Kind.CATEGORICAL, "time_of_week": Kind.CONTINUOUS, "example_age": Kind.CONTINUOUS}
+"""Columns of the request that are made of the snapshot alone, so that no table has them, and what they are."""
 
 
 def request_table(model: Model) -> str:

@@ -149,8 +149,10 @@ class FeatureConfig(Settings):
     def _has_its_range(self) -> "FeatureConfig":
         if self.normaliser == Normaliser.SCALE and (self.low is None or self.high is None):
             missing = " and ".join(name for name in ("low", "high") if getattr(self, name) is None)
-            raise ValueError(f"feature {self.name!r}: normaliser scale needs low and high, the values that become 0 and "
-                             f"1; set {missing}")
+            raise ValueError(
+                f"feature {self.name!r}: normaliser scale needs low and high, the values that become 0 and "
+                f"1; set {missing}"
+            )
         return self
 
     def feature(self) -> Feature:

@@ -110,6 +110,11 @@ def test_a_configured_feature_is_added_to_the_models_it_names() -> None:
         ({"source": "history.watch_cuont", "kind": "continuous"}, "history.watch_cuont: no such derivation"),
         ({"source": "request.clicked", "kind": "continuous"}, "is the outcome that models predict"),
         ({"source": "watches.watch_time_s", "kind": "continuous", "max_length": 5}, "history.watched_time_s"),
+        ({"source": "request.hour", "kind": "categorical"}, "'mine': request.hour is one .* and id_space: hour$"),
+        ({"source": "request.hour", "kind": "continuous"}, "set kind: categorical and id_space: hour$"),
+        ({"source": "request.hour", "kind": "categorical", "id_space": "hour", "max_length": 2}, "leave max_length"),
+        ({"source": "request.time_of_week", "kind": "categorical"}, "is one continuous value; set kind: continuous$"),
+        ({"source": "request.example_age", "kind": "continuous"}, "of candidate generators alone, found ranker"),
         ({"source": "history.seconds_to_next_watch", "kind": "continuous", "max_length": 5}, "a list of numbers"),
         ({"source": "users.region", "kind": "categorical", "name": "user_id"}, "taken by a column of examples"),
         ({"source": "users.region", "kind": "categorical", "name": "label_weights"}, "taken by a column of examples"),
@@ -167,6 +172,15 @@ def test_the_label_itself_is_no_input_of_a_generator(model: Model) -> None:
     make = default_candidate_features if model == "candidate_generator" else default_sequence_features
     with pytest.raises(ConfigError, match=rf"'mine': request\.video_id is the watch that {model} predicts"):
         make(FULL, config)
+
+
+def test_what_is_made_of_the_moment_can_be_added_as_what_it_is() -> None:
+    entries = (
+        {"name": "local_hour", "source": "request.hour", "kind": "categorical", "id_space": "hour"},
+        {"name": "time_of_week", "source": "request.time_of_week", "kind": "continuous"},
+    )
+    spec = default_ranking_features(FULL, FeatureListConfig(extra=entries)).spec
+    assert spec["local_hour"].id_space == "hour" and "time_of_week" in spec
 
 
 def test_ids_are_counted_where_the_features_take_them_from() -> None:

@@ -49,14 +49,19 @@ def file_source(run: Run) -> Source | None:
     return None
 
 
-def ingest_settings(run: Run) -> Mapping[str, Any]:
-    """What the canonical tables depend on, the content of the source's files among it."""
-    source = file_source(run)
+def ingest_settings(run: Run, read: Any) -> Mapping[str, Any]:
+    """What the canonical tables depend on; `read` stands for the content of the source's files."""
     return {
         "source": settings_of(run.config.source),
         "validation": run.config.validation.model_dump(mode="json"),
-        "read": source.fingerprint() if source else None,
+        "read": read,
     }
+
+
+def files_read(run: Run) -> Any:
+    """The source's files as they are now: reads all of them. None for the simulator."""
+    source = file_source(run)
+    return source.fingerprint() if source else None
 
 
 def ingest_tables(run: Run) -> None:

@@ -18,7 +18,16 @@ from pipeline.config import RunConfig
 from pipeline.quiet_start import find_devices
 from pipeline.run import EXAMPLES, SEQUENCES, Run
 from pipeline.sources.simulator import SimulatorConfig, simulate
-from pipeline.stages import Stage, Verified, durations, execute, locked, up_to_date
+from pipeline.stages import (
+    Stage,
+    Verified,
+    durations,
+    execute,
+    locked,
+    recorded_settings,
+    require_made,
+    up_to_date,
+)
 from pipeline.strategies import StrategyName, is_further_process, serve_cluster
 from serving.export import RANKING, latest_version
 from serving.recommend import Recommender
@@ -36,13 +45,19 @@ def package_version() -> str:
         return "not installed"
 
 
-def data_part(run: Run) -> list[Stage]:
-    """From raw logs to canonical tables: what later stages' features depend on."""
+def data_part(run: Run, anew: bool = True) -> list[Stage]:
+    """From raw logs to canonical tables: what later stages' features depend on.
+
+    Args:
+      run: the run.
+      anew: look at the raw logs; False: take it that they are what the last ingest read.
+    """
+    read = data_stages.files_read(run) if anew else (recorded_settings(INGEST, run.folder) or {}).get("read")
     return [
         Stage(
             INGEST,
             "raw logs to canonical tables",
-            data_stages.ingest_settings(run),
+            data_stages.ingest_settings(run, read),
             (),
             ("tables", "rejected", *_truth(run)),
             lambda: data_stages.ingest_tables(run),
@@ -167,6 +182,9 @@ def run_funnel(
       beam_options: Beam's own.
       only: the stage to run alone, or None.
       console: where the run speaks.
+
+    Raises:
+      ArtifactError: a stage alone would read what another configuration made.
     """
     config = config_file.read(RunConfig, name, overrides)
     folder = workdir or Path("runs") / config.name
@@ -176,10 +194,9 @@ def run_funnel(
         return
     find_devices()
     with locked(folder):
-        config_file.write_run(folder, config)
-        console.print(f"[bold]{config.name}[/bold] in {folder}")
         verified = Verified(folder)
         if only in (None, INGEST):
+            _begin(run)
             execute(data_part(run), folder, console, package_version(), verified)
         if only != INGEST:
             verified.check("tables")  # the columns they have decide which stages there are
@@ -190,6 +207,9 @@ def run_funnel(
                     f"stage {only!r} is not part of this run (there are no impressions or no ranker is configured); "
                     f"its stages: {', '.join([INGEST, *(stage.name for stage in stages)])}"
                 )
+            if only is not None:
+                require_made(chosen, [*data_part(run, anew=False), *stages], folder, package_version())
+                _begin(run)
             execute(chosen, folder, console, package_version(), verified)
         if only is None:
             _show_recommendations(run)
@@ -197,6 +217,12 @@ def run_funnel(
             told = ", ".join(f"{stage} {took:.0f} s" for stage, took in seconds.items())
             console.print(f"[dim]Stages: {told}; together {sum(seconds.values()):.0f} s.[/dim]")
             console.print(f"Ask for more: [bold]upnext recommend {folder} --user ID[/bold]")
+
+
+def _begin(run: Run) -> None:
+    """From here on the folder is this configuration's."""
+    config_file.write_run(run.folder, run.config)
+    run.console.print(f"[bold]{run.config.name}[/bold] in {run.folder}")
 
 
 def _take_part(run: Run, only: str) -> None:

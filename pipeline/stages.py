@@ -127,6 +127,41 @@ def up_to_date(stage: Stage, run: Path, console: Console, version: str) -> bool:
     return _holds(stage, run, _fingerprint(stage, run, version), Verified(run), console)
 
 
+def require_made(chosen: Sequence[Stage], stages: Sequence[Stage], run: Path, version: str) -> None:
+    """What the chosen stages read, also through other stages, is what those make of their present settings.
+
+    Args:
+      chosen: stages that are to run alone.
+      stages: all of the run, in order.
+      run: the run's folder.
+      version: of the package.
+
+    Raises:
+      ArtifactError: a stage has to run first, or was given other settings; names it and the first such setting.
+    """
+    needed = {name for stage in chosen for name in stage.inputs}
+    earlier: list[Stage] = []
+    for stage in reversed(stages):
+        if stage not in chosen and needed & set(stage.outputs):
+            earlier.insert(0, stage)
+            needed |= set(stage.inputs)
+    for stage in (*earlier, *chosen):
+        _require_finished(stage, run)
+        record = _read_record(_record_path(stage, run))
+        if stage in earlier and record and record.fingerprint != _fingerprint(stage, run, version):
+            reason = _first_difference(record.settings, stage.settings) or "what it reads, or Upnext, changed since"
+            raise ArtifactError(
+                f"{run}: expected what stage {stage.name} makes of this configuration, found another's ({reason}); run "
+                f"`upnext {stage.name.partition(':')[0]}`, or `upnext run`, first, or give the settings it was given"
+            )
+
+
+def recorded_settings(name: str, run: Path) -> Any:
+    """The settings with which a stage came to its end last; None where that is not known."""
+    record = _read_record(run / RECORDS / f"{name}.json")
+    return record.settings if record else None
+
+
 @contextmanager
 def damage_named(folders: Sequence[Path]) -> Iterator[None]:
     """Where a library fails on what it reads from published folders, the damaged file is named instead.
@@ -198,13 +233,17 @@ def _record_path(stage: Stage, run: Path) -> Path:
 
 @dataclass(frozen=True)
 class _Record:
-    """What a stage leaves when it came to its end: folder -> SHA-256 of its manifest, among others."""
+    """What a stage leaves when it came to its end: folder -> SHA-256 of its manifest, among others.
+
+    `settings` are for people: what is compared is the fingerprint. None: not known.
+    """
 
     stage: str
     fingerprint: str
     outputs: dict[str, str]
     seconds: float
     ended: float
+    settings: Any
 
 
 def _read_record(path: Path) -> _Record | None:
@@ -213,7 +252,7 @@ def _read_record(path: Path) -> _Record | None:
         value = json.loads(path.read_text(encoding="utf-8"))
         outputs = {str(name): str(manifest) for name, manifest in value["outputs"].items()}
         stage, left = str(value["stage"]), str(value["fingerprint"])
-        return _Record(stage, left, outputs, float(value["seconds"]), float(value["ended"]))
+        return _Record(stage, left, outputs, float(value["seconds"]), float(value["ended"]), value.get("settings"))
     except (FileNotFoundError, ValueError, LookupError, TypeError, AttributeError):
         return None
 
@@ -246,6 +285,20 @@ def _require_finished(stage: Stage, run: Path) -> None:
             )
 
 
+def _first_difference(before: Any, now: Any) -> str:
+    """The first setting that differs with both values; empty where none does, or the former are not known."""
+    found = _differences(before, json.loads(json.dumps(now, default=str)), ())
+    return next(found, "") if before is not None else ""
+
+
+def _differences(before: Any, now: Any, path: tuple[str, ...]) -> Iterator[str]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        for name in {**before, **now}:
+            yield from _differences(before.get(name), now.get(name), (*path, name))
+    elif before != now:
+        yield f"{'.'.join(path) or 'it'} was {json.dumps(before)}, is {json.dumps(now)}"
+
+
 def _make_room(stage: Stage, run: Path) -> None:
     """Refuses folders that no stage left before the work begins; one that a stage left and lost its manifest goes."""
     left = {name for record in _records(run) for name in record.outputs}
@@ -262,5 +315,5 @@ def _write_record(stage: Stage, run: Path, expected: str, seconds: float) -> Non
     path = _record_path(stage, run)
     path.parent.mkdir(exist_ok=True)
     outputs = _manifest_hashes((*stage.outputs, *stage.also()), run)
-    record = _Record(stage.name, expected, outputs, round(seconds, 3), time.time())
-    write_whole(path, json.dumps(asdict(record), indent=2) + "\n")
+    record = _Record(stage.name, expected, outputs, round(seconds, 3), time.time(), stage.settings)
+    write_whole(path, json.dumps(asdict(record), indent=2, default=str) + "\n")

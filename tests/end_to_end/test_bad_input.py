@@ -94,6 +94,20 @@ def test_moved_logs_are_not_read_again_and_a_later_stage_alone_does_not_need_the
     assert stages_run(logs("analyze")) == ["analyze"]
 
 
+def test_a_stage_alone_refuses_what_another_configuration_left_and_the_configuration_there_stays(logs: Logs) -> None:
+    for stage in ("ingest", "analyze"):
+        assert logs(stage, "--set", "split.test_days=2").code == 0
+    before = (logs.run / "config.yaml").read_text()
+    error = logs("examples").error()
+    assert error.startswith(f"{logs.run}: expected what stage analyze makes of this configuration, found another's")
+    assert "(split.test_days was 2, is 1); run `upnext analyze`, or `upnext run`, first" in error
+    assert (logs.run / "config.yaml").read_text() == before
+    assert not (logs.run / "examples").exists()
+    refused = logs("analyze", "--set", "source.tables.watches.nulls=[x]").error()
+    assert "expected what stage ingest makes of this configuration" in refused
+    assert "(source.tables.watches.nulls was [" in refused
+
+
 def test_a_wrong_column_is_named_with_the_columns_there_are(logs: Logs) -> None:
     logs.table("watches", "user,video_id,timestamp", [("a", "b", START)])
     error = logs("run").error()

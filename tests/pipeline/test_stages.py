@@ -2,6 +2,8 @@
 
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ from rich.console import Console
 from features import artifacts
 from features.artifacts import publish
 from features.errors import ArtifactError
-from pipeline.stages import Stage, durations, execute, locked
+from pipeline.stages import Stage, durations, execute, locked, recorded_settings, require_made
 
 
 class Work:
@@ -166,3 +168,78 @@ def test_a_record_of_another_shape_makes_the_stage_run_again(work: Work, text: s
     (work.run / "stages" / "second.json").write_text(text)
     assert "second" not in durations(work.run)
     assert work.execute() == ["b"]
+
+
+class Line:
+    """Three stages, each reading the last one's folder, and one beside them that reads the first's."""
+
+    def __init__(self, run: Path) -> None:
+        self.run = run
+
+    def stages(self, **settings: object) -> list[Stage]:
+        read = {"first": (), "second": ("first",), "beside": ("first",), "third": ("second",)}
+        return [
+            Stage(name, "", settings.get(name, {"t0": None, "depth": (1, 2)}), inputs, (name,), self._publishes(name))
+            for name, inputs in read.items()
+        ]
+
+    def _publishes(self, name: str) -> Callable[[], None]:
+        def action() -> None:
+            with publish(self.run / name, {}) as folder:
+                (folder / "data.txt").write_text(str(time.monotonic_ns()))
+
+        return action
+
+    def execute(self, *names: str, **settings: object) -> None:
+        chosen = [stage for stage in self.stages(**settings) if stage.name in names]
+        execute(chosen, self.run, Console(quiet=True), version="1")
+
+    def require_made(self, name: str, version: str = "1", **settings: object) -> None:
+        stages = self.stages(**settings)
+        require_made([stage for stage in stages if stage.name == name], stages, self.run, version)
+
+
+@pytest.fixture
+def line(tmp_path: Path) -> Line:
+    made = Line(tmp_path / "run")
+    made.execute("first", "second", "beside", "third")
+    return made
+
+
+def test_a_stage_alone_takes_what_its_configuration_made(line: Line) -> None:
+    line.require_made("third")
+    line.require_made("third", third={"t0": "another of its own"})
+    line.require_made("third", beside={"t0": "of a stage it does not read"})
+    (line.run / "beside" / "manifest.json").unlink()
+    line.require_made("third")
+
+
+@pytest.mark.parametrize("stage", ["first", "second"])
+def test_a_stage_alone_refuses_what_another_configuration_made_and_names_the_setting(line: Line, stage: str) -> None:
+    change = {stage: {"t0": "2025-01-05", "depth": (1, 2)}}
+    told = rf'stage {stage} makes .* another.s \(t0 was null, is "2025-01-05"\); run `upnext {stage}`, or `upnext run`'
+    with pytest.raises(ArtifactError, match=told):
+        line.require_made("third", **change)
+
+
+def test_a_stage_alone_refuses_what_is_older_than_what_it_was_made_of(line: Line) -> None:
+    (line.run / "stages" / "first.json").unlink()
+    line.execute("first")
+    with pytest.raises(ArtifactError, match=r"stage second .* \(what it reads, or Upnext, changed since\)"):
+        line.require_made("third")
+    line.execute("second")
+    line.require_made("third")
+    with pytest.raises(ArtifactError, match=r"stage first .* \(what it reads, or Upnext, changed since\)"):
+        line.require_made("third", version="2")
+
+
+@pytest.mark.parametrize("stopped", ["first", "second"])
+def test_a_stage_alone_refuses_what_a_stopped_stage_left(line: Line, stopped: str) -> None:
+    (line.run / "stages" / f"{stopped}.json").unlink()
+    with pytest.raises(ArtifactError, match=f"run/{stopped}: expected what its stage left at its end"):
+        line.require_made("third")
+
+
+def test_the_settings_of_a_stage_are_kept(line: Line) -> None:
+    assert recorded_settings("first", line.run) == {"t0": None, "depth": [1, 2]}
+    assert recorded_settings("never ran", line.run) is None

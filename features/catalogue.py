@@ -34,8 +34,9 @@ from features.vocabulary import Vocabulary
 VIDEO_SPACES = ("video", "clicked_video")
 """Id spaces whose ids are video ids."""
 
-_HISTORY_SPACES = {"uploader_id": "uploader", "topics": "topic"}
-"""What derivations of the history compare, whether or not a feature shows it to a model."""
+HISTORY_SPACES = {"uploader_id": "uploader", "topics": "topic"}
+"""Columns of videos that derivations of the history compare, whether or not a feature shows them to a model, and the id
+spaces they have unless a feature gives them another."""
 
 
 def build_catalogue(
@@ -119,7 +120,7 @@ def _spaces(specs: Iterable[FeatureSpec], columns: Collection[str], vocabularies
             )
         if space not in vocabularies:
             raise ConfigError(f"feature {feature.name!r}: expected a vocabulary {space!r}; run the analysis again")
-    for column, space in _HISTORY_SPACES.items():
+    for column, space in HISTORY_SPACES.items():
         if column in columns and space in vocabularies:
             spaces.setdefault(column, space)
     return spaces

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from pydantic import Field, model_validator
 
+from features.catalogue import HISTORY_SPACES
 from features.errors import ConfigError
 from features.history import REQUIREMENTS, Derivation, derivation_of
 from features.settings import Settings
@@ -335,16 +336,31 @@ class IdSource(NamedTuple):
 
 
 def id_sources(specs: Mapping[Model, FeatureSpec], columns: Columns) -> tuple[IdSource, ...]:
-    """Every (id space, table, column) that the specs' categorical features are made of, without repeats.
+    """Every (id space, table, column) that the specs' features are made of, without repeats.
 
     Args:
       specs: model → its features.
       columns: what the tables have.
     """
-    return tuple(dict.fromkeys(_id_sources(specs, columns)))
+    shown = tuple(dict.fromkeys(_id_sources(specs)))
+    counted = {(table, column) for _, table, column in shown}
+    return shown + tuple(source for source in _compared(specs) if source[1:] not in counted)
 
 
-def _id_sources(specs: Mapping[Model, FeatureSpec], columns: Columns) -> Iterable[IdSource]:
+def _compared(specs: Mapping[Model, FeatureSpec]) -> list[IdSource]:
+    """The columns of videos that histories are matched by."""
+    needed = {
+        column
+        for spec in specs.values()
+        for feature in spec.features
+        if feature.source.startswith("history.")
+        for table, column in REQUIREMENTS[derivation_of(feature.source)].columns
+        if table == "videos"
+    }
+    return [IdSource(space, "videos", column) for column, space in HISTORY_SPACES.items() if column in needed]
+
+
+def _id_sources(specs: Mapping[Model, FeatureSpec]) -> Iterable[IdSource]:
     for model, spec in specs.items():
         if model in GENERATORS:
             yield IdSource("video", "watches", "video_id")

@@ -270,6 +270,26 @@ def test_the_running_click_rate_tells_nothing_on_kuairand(tmp_path: Path) -> Non
     assert own < 0.25
 
 
+def test_histories_are_matched_by_uploader_and_topic_though_neither_is_shown(tmp_path: Path) -> None:
+    seen = [impression("u", video, 60 * place, video == "a", request_id=video) for place, video in enumerate("abc")]
+    tables = {
+        "impressions": table("impressions", seen),
+        "watches": table("watches", [{"user_id": "u", "video_id": "a", "time_us": START_US + SECOND}]),
+        "videos": pa.table(
+            {"video_id": ["a", "b", "c"], "uploader_id": ["p", "q", "p"], "topics": [["s", "t"], ["x"], ["t"]]}
+        ),
+    }
+    columns = {name: frozenset(rows.column_names) for name, rows in tables.items()}
+    spec = default_ranking_features(columns, FeatureListConfig(without=("uploader", "topics"))).spec
+    encoder = encoder_of(tmp_path, tables, EVERYTHING, {"ranker": spec})
+    shard = make_shard({name: rows for name, rows in tables.items() if name != "videos"})
+    labels = ranking_labels(shard, EVERYTHING, RankingExamplesConfig())
+    batches = ranking_examples(shard, labels, spec, encoder, LISTS, 0.0)
+    (last,) = [row for _, rows in batches for row in rows.to_pylist() if row["video_id"] == "c"]
+    assert not {"uploader", "topics"} & last.keys()
+    assert (last["uploader_watch_count"], last["topic_watch_count"], last["video_watch_count"]) == (1, 1, 0)
+
+
 def test_configured_features_need_configuration_lines_only(tmp_path: Path) -> None:
     rows = [impression("u", "a", 1, clicked=True, watch_time_s=1.0), impression("w", "a", 2, watch_time_s=None)]
     tables = {

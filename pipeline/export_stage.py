@@ -6,7 +6,8 @@ import numpy as np
 import pyarrow as pa
 from rich.table import Table
 
-from features.artifacts import publish, read_manifest
+from features.artifacts import is_published, publish, read_manifest
+from features.errors import ArtifactError
 from features.example_reader import ExampleSet
 from features.feature_lists import Model
 from features.spec import FeatureSpec, Side
@@ -21,7 +22,7 @@ from pipeline.model_folder import load_candidate_generator, load_ranker
 from pipeline.model_stages import RANKER_FOLDER, generator_folder
 from pipeline.run import RANKER, Run
 from pipeline.vectors import catalogue_vectors, query_vectors, represented
-from serving.export import RETRIEVAL, VideoVectors, export_ranking, export_retrieval
+from serving.export import BRUTE_FORCE_SUFFIX, RETRIEVAL, VideoVectors, export_ranking, export_retrieval
 from serving.stored_examples import StoredExamples, stored_examples
 
 REPORT = "reports/export"
@@ -56,9 +57,33 @@ def exported_names(config: RunConfig) -> dict[str, str]:
     return {name: RETRIEVAL if name == first else f"{RETRIEVAL}_{name}" for name in config.generators}
 
 
-def exported_folders(run: Run) -> tuple[str, ...]:
-    """The published folders that the last export left, relative to the run."""
-    return tuple(read_manifest(run.folder / REPORT)["exported"])
+def exported_folders(run: Path) -> tuple[str, ...]:
+    """The published folders that the last export left at its end, relative to the run's folder.
+
+    Raises:
+      ArtifactError: no export came to its end.
+    """
+    exported = read_manifest(run / REPORT).get("exported") if is_published(run / REPORT) else None
+    if not exported:
+        raise ArtifactError(
+            f"{run / REPORT}: expected the record of a finished export, found none; run `upnext export`, or copy "
+            f"{REPORT} from where the models were exported"
+        )
+    return tuple(exported)
+
+
+def models_to_recommend(run: Path) -> list[Path]:
+    """The versions that the last finished export published together, its exact indexes left out.
+
+    `export/` may hold others: of earlier configurations, and of an export that was stopped.
+
+    Args:
+      run: the run's folder.
+
+    Raises:
+      ArtifactError: no export came to its end.
+    """
+    return [run / name for name in exported_folders(run) if not Path(name).parent.name.endswith(BRUTE_FORCE_SUFFIX)]
 
 
 def _part(run: Run, model: Model) -> Part:

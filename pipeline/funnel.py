@@ -29,7 +29,6 @@ from pipeline.stages import (
     up_to_date,
 )
 from pipeline.strategies import StrategyName, is_further_process, serve_cluster
-from serving.export import RANKING, latest_version
 from serving.recommend import Recommender
 from serving.recommendations_table import recommendations_table
 
@@ -139,7 +138,7 @@ def model_part(run: Run) -> list[Stage]:
             ("tables", *features, *examples, *models),
             (export_stage.REPORT,),
             lambda: export_stage.export(run),
-            lambda: export_stage.exported_folders(run),
+            lambda: export_stage.exported_folders(run.folder),
         ),
         Stage(
             "evaluate",
@@ -259,10 +258,8 @@ def recommend_from(
 ) -> None:
     """Prints the list for one user from a finished run."""
     config = config_file.read_run(RunConfig, workdir)
-    export, tables = workdir / "export", workdir / "tables"
-    generators = export_stage.exported_names(config).values()
-    names = [*generators, *([RANKING] if config.ranker and (export / RANKING).is_dir() else [])]
-    for folder in (tables, *(latest_version(export / name) for name in names)):
+    tables = workdir / "tables"
+    for folder in (tables, *export_stage.models_to_recommend(workdir)):
         read_manifest(folder, verify=True)
     find_devices()
     found = _recommender(workdir, config).recommend(user, count, request={"page": page, "device": device})
@@ -270,10 +267,7 @@ def recommend_from(
 
 
 def _recommender(folder: Path, config: RunConfig) -> Recommender:
-    """Of the models in the configuration: `export` may hold others, of earlier configurations of the run."""
-    generators = export_stage.exported_names(config).values()
-    ranked = config.ranker is not None
-    return Recommender(folder / "export", folder / "tables", config.features, tuple(generators), ranked)
+    return Recommender(export_stage.models_to_recommend(folder), folder / "tables", config.features)
 
 
 def simulate_to(output: Path, overrides: Sequence[str], console: Console) -> None:

@@ -17,8 +17,7 @@ import numpy as np
 import tensorflow as tf
 from pydantic import Field
 
-from features.artifacts import is_published, publish
-from features.errors import ArtifactError
+from features.artifacts import publish
 from features.settings import Settings
 from features.spec import FeatureSpec, write_specs
 from models.candidate_generator import CandidateGenerator
@@ -152,26 +151,6 @@ def next_version(*folders: Path) -> int:
     """One more than the largest version in any of the folders; 1 where there is none."""
     names = [entry.name for folder in folders if folder.is_dir() for entry in folder.iterdir()]
     return 1 + max((int(name) for name in names if name.isascii() and name.isdecimal()), default=0)
-
-
-def retrieval_names(export: Path) -> list[str]:
-    """The exported candidate generators with an index: `retrieval` first, then `retrieval_<generator>` by name."""
-    found = [folder.name for folder in export.glob(f"{RETRIEVAL}*") if not folder.name.endswith(BRUTE_FORCE_SUFFIX)]
-    return sorted({RETRIEVAL, *found})
-
-
-def latest_version(folder: Path) -> Path:
-    """The folder of the largest published version in `export/<name>`.
-
-    Raises:
-      ArtifactError: there is none.
-    """
-    versions = [
-        entry for entry in folder.glob("*") if entry.name.isascii() and entry.name.isdecimal() and is_published(entry)
-    ]
-    if not versions:
-        raise ArtifactError(f"{folder}: expected a published version, found none; run the export stage")
-    return max(versions, key=lambda entry: int(entry.name))
 
 
 def _manifest(name: str, version: int, provenance: Mapping[str, Any] | None) -> dict[str, Any]:

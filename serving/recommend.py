@@ -21,7 +21,7 @@ from features.errors import ArtifactError
 from features.feature_lists import FeatureListConfig
 from features.raw_requests import raw_requests
 from features.tables import TIMESTAMP, has_table, read_table, table_columns, table_files
-from serving.export import RANKING, RETRIEVAL, latest_version, retrieval_names
+from serving.export import RANKING, RETRIEVAL
 from serving.index import NO_VIDEO
 from serving.retrieval import EXCLUDED
 from serving.signatures import ConcreteFunction
@@ -66,40 +66,30 @@ class RecommendationList:
 
 
 class Recommender:
-    """Loads the latest exported models once and answers for users of the tables.
+    """Loads exported models once and answers for users of the tables.
 
     Args:
-      export: the run's `export` folder with `retrieval`, further `retrieval_<generator>` and, if a ranker was trained,
-        `ranking`.
+      models: published version folders of one export: candidate generators, and the ranker if one orders the list.
       tables: the run's `tables` folder.
       lists: lengths of the histories that are sent.
-      generators: names of the exported candidate generators that are asked; None: all there are.
-      ranked: whether the exported ranker, where there is one, orders the list.
 
     Raises:
-      ArtifactError: a retrieval model is not published.
+      ArtifactError: a model is not published.
     """
 
-    def __init__(
-        self,
-        export: Path,
-        tables: Path,
-        lists: FeatureListConfig | None = None,
-        generators: Sequence[str] | None = None,
-        ranked: bool = True,
-    ) -> None:
+    def __init__(self, models: Sequence[Path], tables: Path, lists: FeatureListConfig | None = None) -> None:
         self._tables = tables
         self._lists = lists or FeatureListConfig()
         self._models = []  # a signature does not keep its model
         self._retrieval: dict[str, ConcreteFunction] = {}
-        for name in generators or retrieval_names(export):
-            folder = latest_version(export / name)
-            self._models.append(tf.saved_model.load(str(folder)))
-            self._retrieval[read_manifest(folder)["source"]] = self._models[-1].signatures[RETRIEVAL]
         self._ranking: ConcreteFunction | None = None
-        if ranked and (export / RANKING).is_dir():
-            self._models.append(tf.saved_model.load(str(latest_version(export / RANKING))))
-            self._ranking = self._models[-1].signatures[RANKING]
+        for folder in models:
+            manifest = read_manifest(folder)
+            self._models.append(tf.saved_model.load(str(folder)))
+            if manifest["model"] == RANKING:
+                self._ranking = self._models[-1].signatures[RANKING]
+            else:
+                self._retrieval[manifest["source"]] = self._models[-1].signatures[RETRIEVAL]
 
     def recommend(
         self, user_id: str, count: int = 10, now: datetime | None = None, request: Mapping[str, Any] | None = None

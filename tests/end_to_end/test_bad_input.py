@@ -236,7 +236,7 @@ def test_recommend_needs_a_run(tmp_path: Path) -> None:
 def test_recommend_needs_the_export_of_the_run(logs: Logs) -> None:
     logs("ingest")
     error = upnext("recommend", logs.run, "--user", "user 1").error()
-    assert f"{logs.run}/export/retrieval: expected a published version, found none; run the export stage" in error
+    assert f"{logs.run}/reports/export: expected the record of a finished export, found none" in error
 
 
 @pytest.mark.parametrize("stage", ["analyze", "examples", "train-generator", "export", "evaluate"])

@@ -17,8 +17,6 @@ from features.artifacts import MANIFEST, read_manifest
 from features.example_reader import ExampleSet
 from features.splits import PARTS
 from features.tables import read_table
-from pipeline import config_file
-from pipeline.config import RunConfig
 from tests.end_to_end.command_line import stages_run, stages_skipped, start, upnext
 from tests.end_to_end.conftest import Funnel
 
@@ -133,27 +131,20 @@ def test_recommend_answers_for_a_user_it_has_never_seen(funnel: Funnel) -> None:
     assert sum("two_tower" in line or "latent_cross" in line for line in answer.out.splitlines()) == 10
 
 
-def test_recommending_needs_only_the_exported_models_the_tables_and_the_configuration(
+def test_recommending_needs_only_the_exported_models_their_record_the_tables_and_the_configuration(
     funnel: Funnel, tmp_path: Path
 ) -> None:
     moved = tmp_path / "moved"
-    moved.mkdir()
-    for name in ("export", "tables"):
+    for name in ("export", "reports/export", "tables"):
         shutil.copytree(funnel.folder / name, moved / name)
     shutil.copy(funnel.folder / "config.yaml", moved)
     command = ("--user", "u000003", "--count", 3)
     answer = upnext("recommend", moved, *command)
     assert answer.code == 0, answer
     assert answer.out == upnext("recommend", funnel.folder, *command).out
-
-
-def test_recommend_does_not_ask_the_ranker_of_an_earlier_configuration(funnel: Funnel, tmp_path: Path) -> None:
-    for name in ("export", "tables"):
-        (tmp_path / name).symlink_to(funnel.folder / name)
-    config_file.write_run(tmp_path, config_file.read(RunConfig, str(funnel.config), ["ranker=null"]))
-    answer = upnext("recommend", tmp_path, "--user", "u000003", "--count", 3)
-    assert answer.code == 0, answer
-    assert "no ranker is exported: ordered by the candidate generators" in answer.out
+    shutil.rmtree(moved / "reports")
+    error = upnext("recommend", moved, *command).error()
+    assert error.startswith(f"{moved}/reports/export: expected the record of a finished export, found none; run ")
 
 
 ALONE = """

@@ -7,9 +7,10 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from features.artifacts import publish
+from features.errors import ArtifactError
 from pipeline import funnel
 from pipeline.config import RunConfig
-from pipeline.export_stage import exported_names
+from pipeline.export_stage import REPORT, exported_names, models_to_recommend
 from pipeline.funnel import model_part
 from pipeline.run import Run
 from pipeline.stages import Stage, execute
@@ -36,6 +37,19 @@ def test_a_first_sequence_model_needs_the_vocabularies_of_its_features(tmp_path:
 def test_the_first_generator_is_exported_as_retrieval_and_further_ones_by_name() -> None:
     config = config_of(bags={}, m3={"kind": "m3"}, gru=SEQUENCES)
     assert exported_names(config) == {"bags": "retrieval", "m3": "retrieval_m3", "gru": "retrieval_gru"}
+
+
+def test_recommended_from_are_the_versions_of_the_last_finished_export_alone(tmp_path: Path) -> None:
+    """Beside them: the ranker of a configuration that had one, and an index of an export that was stopped."""
+    for version in ("retrieval/1", "retrieval_brute_force/1", "retrieval_m3/1", "ranking/1", "retrieval/2"):
+        with publish(tmp_path / "export" / version, {}):
+            pass
+    with pytest.raises(ArtifactError, match=f"{tmp_path}/{REPORT}: expected the record of a finished export"):
+        models_to_recommend(tmp_path)
+    together = ["export/retrieval/1", "export/retrieval_brute_force/1", "export/retrieval_m3/1"]
+    with publish(tmp_path / REPORT, {"exported": together}):
+        pass
+    assert models_to_recommend(tmp_path) == [tmp_path / "export/retrieval/1", tmp_path / "export/retrieval_m3/1"]
 
 
 def test_another_order_of_the_generators_trains_none_again_but_names_their_exports_anew(tmp_path: Path) -> None:

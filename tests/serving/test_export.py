@@ -11,8 +11,8 @@ import pytest
 import tensorflow as tf
 from tensorflow_serving.apis import prediction_log_pb2
 
-from features.artifacts import is_published, read_manifest
-from features.errors import ArtifactError, ExportError
+from features.artifacts import read_manifest
+from features.errors import ExportError
 from features.spec import read_specs
 from models.ranker import Ranker
 from models.two_tower import TwoTower
@@ -21,7 +21,6 @@ from serving.export import (
     VideoVectors,
     export_ranking,
     export_retrieval,
-    latest_version,
     next_version,
 )
 from serving.index import IndexConfig
@@ -247,8 +246,3 @@ def test_versions_count_up_from_the_largest_of_either_folder(tmp_path: Path):
     for name in ("a/2", "a/10", "a/.11.tmp", "b/3", "b/notes"):
         (tmp_path / name).mkdir(parents=True)
     assert next_version(tmp_path / "a", tmp_path / "b") == 11
-    with pytest.raises(ArtifactError, match="expected a published version, found none"):
-        latest_version(tmp_path / "a")
-    for version in ("a/2", "a/10"):
-        (tmp_path / version / "manifest.json").write_text("{}")
-    assert latest_version(tmp_path / "a").name == "10" and is_published(tmp_path / "a" / "2")

@@ -3,7 +3,6 @@
 import dataclasses
 import io
 import re
-import shutil
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -126,7 +125,7 @@ def export(platform: Platform) -> Path:
 
 @pytest.fixture(scope="module")
 def recommender(export: Path, platform: Platform) -> Recommender:
-    return Recommender(export, platform.run / "tables", LISTS)
+    return Recommender([export / "retrieval/1", export / "ranking/1"], platform.run / "tables", LISTS)
 
 
 def test_stored_examples_hold_the_default_features_of_both_models(platform: Platform):
@@ -202,17 +201,8 @@ def test_an_unknown_user_gets_a_list_and_a_note(recommender: Recommender):
     assert found.notes == ["user 'nobody 👤' is not in the log: recommended as to a user about whom nothing is known"]
 
 
-def test_without_a_ranker_the_retrieval_score_orders(export: Path, platform: Platform, tmp_path: Path):
-    shutil.copytree(export / "retrieval", tmp_path / "retrieval")
-    _ordered_by_retrieval(Recommender(tmp_path, platform.run / "tables", LISTS))
-
-
-def test_a_ranker_that_the_configuration_no_longer_has_does_not_order(export: Path, platform: Platform):
-    _ordered_by_retrieval(Recommender(export, platform.run / "tables", LISTS, ranked=False))
-
-
-def _ordered_by_retrieval(recommender: Recommender) -> None:
-    found = recommender.recommend("nobody", count=5)
+def test_a_ranker_that_is_not_given_does_not_order_though_it_lies_beside(export: Path, platform: Platform):
+    found = Recommender([export / "retrieval/1"], platform.run / "tables", LISTS).recommend("nobody", count=5)
     scores = [row.retrieval_scores for row in found.rows]
     assert scores == sorted(scores, reverse=True)
     assert {row.score for row in found.rows} == {None}
@@ -220,8 +210,8 @@ def _ordered_by_retrieval(recommender: Recommender) -> None:
 
 
 def test_without_an_export_the_error_says_what_to_run(platform: Platform, tmp_path: Path):
-    with pytest.raises(ArtifactError, match="expected a published version, found none; run the export stage"):
-        Recommender(tmp_path, platform.run / "tables")
+    with pytest.raises(ArtifactError, match=r"retrieval/1: no manifest.json, so nothing is published there; run the"):
+        Recommender([tmp_path / "retrieval/1"], platform.run / "tables")
 
 
 def test_the_printed_table_tells_what_the_videos_are_about(recommender: Recommender, platform: Platform):

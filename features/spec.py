@@ -12,6 +12,7 @@ A feature is named by where its raw value comes from (`source`):
 """
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from pathlib import Path
@@ -25,6 +26,18 @@ from features.settings import Settings
 
 Model = Literal["candidate_generator", "sequence_generator", "ranker"]
 """Who sees the features: generators of bags (two-tower), generators of sequences (latent cross, M3), the ranker."""
+
+
+OF_THE_MOMENT = ("request.hour", "request.time_of_week")
+"""Sources that are made of the request's moment alone."""
+
+RESERVED_INPUTS = frozenset(
+    {
+        *("watched_video_ids", "watched_timestamps", "watched_watch_time_s", "search_queries", "request_timestamp"),
+        *("shown_video_ids", "shown_timestamps", "shown_clicked", "candidate_ids", "excluded_video_ids"),
+    }
+)
+"""Raw inputs that are not columns of a table (`models/raw_inputs.py`)."""
 
 
 class Kind(StrEnum):
@@ -106,6 +119,19 @@ class Feature:
         return self.max_length is not None
 
     @property
+    def column_input(self) -> str | None:
+        """The raw input in which a client sends the feature's column, of users, of the request or of the watches.
+
+        None where the feature is made of other inputs, or fixed at serving.
+        """
+        room, column = self.source.split(".", 1)
+        if self.serving_value is not None or room in {"videos", "history"} or self.source in OF_THE_MOMENT:
+            return None
+        if room == "watches":
+            return f"watched_{column}"
+        return "user_language" if self.source == "users.language" else column
+
+    @property
     def of_one_watch(self) -> "Feature":
         """What each value of a list `watches.<column>` is by itself."""
         return replace(self, source=self.source.replace("watches.", "request.", 1), max_length=None)
@@ -184,6 +210,7 @@ class FeatureSpec:
         repeated = sorted({name for name in names if names.count(name) > 1})
         if repeated:
             raise ConfigError(f"features named more than once: {', '.join(repeated)}")
+        _refuse_clashing_inputs(self.features)
 
     def side(self, side: Side) -> tuple[Feature, ...]:
         return tuple(feature for feature in self.features if feature.side == side)
@@ -207,6 +234,31 @@ class FeatureSpec:
 
     def __contains__(self, name: object) -> bool:
         return any(feature.name == name for feature in self.features)
+
+
+def _refuse_clashing_inputs(features: Iterable[Feature]) -> None:
+    """Raises ConfigError where one raw input would have to be two things."""
+    given: dict[str, tuple[Feature, str]] = {}
+    for feature in features:
+        name = feature.column_input
+        if name is None:
+            continue
+        if name in RESERVED_INPUTS:
+            raise ConfigError(
+                f"feature {feature.name!r}: {feature.source} would be the raw input {name!r}, which is taken; give the "
+                "column another name in the source"
+            )
+        per_candidate = feature.source.startswith("request.") and feature.side == Side.IMPRESSION
+        form = (
+            f"{feature.source}, {'a list, ' if feature.multivalent else ''}{feature.kind}"
+            f"{', of each candidate' if per_candidate else ''}"
+        )
+        other, other_form = given.setdefault(name, (feature, form))
+        if form != other_form:
+            raise ConfigError(
+                f"features {other.name!r} ({other_form}) and {feature.name!r} ({form}) would be one raw input "
+                f"{name!r}; leave one of them out, or give its column another name in the source"
+            )
 
 
 def write_specs(path: Path, specs: dict[str, FeatureSpec]) -> None:

@@ -17,7 +17,7 @@ from features.errors import ConfigError
 from features.event_windows import ORDER_ONLY
 from features.feature_lists import FeatureListConfig
 from features.history import REQUIREMENTS, Derivation, derivation_of
-from features.spec import Feature, FeatureSpec, Kind, Side
+from features.spec import OF_THE_MOMENT, Feature, FeatureSpec, Kind, Side
 from models import raw_inputs as inputs
 from models.raw_history import (
     CONTINUOUS,
@@ -111,8 +111,8 @@ class _Request:
             return self._history(feature)
         if room == "watches":
             return self._of_watches(feature)
-        value = self._of_the_moment(feature) if feature.source in inputs.OF_THE_MOMENT else self._column(feature)
-        if feature.side == Side.IMPRESSION and (room == "users" or feature.source in inputs.OF_THE_MOMENT):
+        value = self._of_the_moment(feature) if feature.source in OF_THE_MOMENT else self._column(feature)
+        if feature.side == Side.IMPRESSION and (room == "users" or feature.source in OF_THE_MOMENT):
             value = tf.repeat(value[:, tf.newaxis], self._shape(feature)[1], axis=1)
         return value
 
@@ -135,7 +135,7 @@ class _Request:
         return tf.cast(tf.cast((local_us + 72 * _HOUR_US) % (168 * _HOUR_US), tf.float64) / 1e6, tf.float32)
 
     def _column(self, feature: Feature) -> tf.Tensor:
-        values = self._raw[inputs.column_input(feature)]
+        values = self._raw[str(feature.column_input)]
         if feature.kind == Kind.CONTINUOUS:
             return values
         if feature.multivalent:
@@ -168,7 +168,7 @@ class _Request:
         return self._window(inputs.WATCHED, min(int(feature.max_length or 0), self._tables.lists.watch_window))
 
     def _of_watches(self, feature: Feature) -> tf.Tensor:
-        values = self._raw[inputs.column_input(feature)]
+        values = self._raw[str(feature.column_input)]
         if feature.kind == Kind.CONTINUOUS:
             return self._sequence(feature).of(values, np.nan)
         return self._tables.rows[str(feature.id_space)].lookup(self._sequence(feature).of(values, ""))
@@ -251,7 +251,7 @@ def _space_is_looked_up(feature: Feature) -> bool:
         feature.serving_value is None
         and room != "videos"
         and feature.source not in _VIDEOS_OF_EVENTS
-        and feature.source not in inputs.OF_THE_MOMENT
+        and feature.source not in OF_THE_MOMENT
     )
 
 

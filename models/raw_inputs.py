@@ -31,7 +31,7 @@ import tensorflow as tf
 
 from features.errors import ConfigError
 from features.history import Derivation, derivation_of
-from features.spec import Feature, Kind, Side
+from features.spec import OF_THE_MOMENT, Feature, Kind, Side
 
 CANDIDATES = "candidate_ids"
 NOW = "request_timestamp"
@@ -78,16 +78,6 @@ _HISTORY: Mapping[Derivation, tuple[str, ...]] = {
     Derivation.VIDEO_AGE_S: (NOW,),
 }
 
-OF_THE_MOMENT = ("request.hour", "request.time_of_week")
-"""Sources that are made of the request's moment alone."""
-
-
-def column_input(feature: Feature) -> str:
-    """The input that holds the column which a feature `users.*`, `request.*` or `watches.*` is."""
-    if feature.source.startswith("watches."):
-        return f"watched_{feature.source.removeprefix('watches.')}"
-    return "user_language" if feature.source == "users.language" else feature.source.split(".", 1)[1]
-
 
 def raw_inputs(feature: Feature) -> dict[str, tf.TensorSpec]:
     """The raw inputs that a feature is made of: name -> dtype and shape. None where it has a serving value.
@@ -111,5 +101,5 @@ def raw_inputs(feature: Feature) -> dict[str, tf.TensorSpec]:
     per_candidate = room == "request" and feature.side == Side.IMPRESSION
     dtype = tf.string if feature.kind == Kind.CATEGORICAL else tf.float32
     if room == "watches":
-        return {WATCHED: SPECS[WATCHED], column_input(feature): tf.TensorSpec([None, None], dtype)}
-    return {column_input(feature): tf.TensorSpec([None] * (1 + per_candidate + feature.multivalent), dtype)}
+        return {WATCHED: SPECS[WATCHED], str(feature.column_input): tf.TensorSpec([None, None], dtype)}
+    return {str(feature.column_input): tf.TensorSpec([None] * (1 + per_candidate + feature.multivalent), dtype)}

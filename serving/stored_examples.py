@@ -68,7 +68,8 @@ def stored_examples(
         examples = examples.rename_columns({"label_video_id": "video_id", "label_timestamp": "timestamp"})
         snapshot, candidates = examples["timestamp"], None
     given = {"user_id": examples["user_id"], "request_timestamp": snapshot}
-    logged = logged_requests(tables, request_table(model), examples, [n for n in inputs if n not in given])
+    of_request = {f.column_input for f in spec.features if f.source.startswith("request.")}
+    logged = logged_requests(tables, request_table(model), examples, [n for n in inputs if n in of_request])
     per_candidate = {f.source.removeprefix("request.") for f in spec.side(Side.IMPRESSION)}
     for name, column in logged.items():
         if pa.types.is_list(column.type) and inputs[name].dtype.is_floating:

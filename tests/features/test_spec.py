@@ -54,6 +54,54 @@ def test_impossible_features_are_refused(arguments: dict, message: str) -> None:
         Feature(name="f", side=Side.QUERY, **arguments)
 
 
+def sent(name: str, source: str, kind: str = "categorical", **more: object) -> Feature:
+    space = name if kind == "categorical" else None
+    normaliser = None if space else Normaliser.QUANTILE
+    return Feature(name, Kind(kind), more.pop("side", Side.QUERY), source, space, normaliser=normaliser, **more)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "message"),
+    [
+        (
+            sent("age", "users.age", "continuous"),
+            sent("age_id", "users.age"),
+            r"'age' \(users.age, continuous\) and 'age_id' \(users.age, categorical\) would be one raw input 'age'",
+        ),
+        (sent("plan", "users.plan"), sent("request_plan", "request.plan"), "would be one raw input 'plan'"),
+        (
+            sent("page", "request.page"),
+            sent("pages", "request.page", side=Side.IMPRESSION),
+            r"'pages' \(request.page, categorical, of each candidate\) would be one raw input 'page'",
+        ),
+        (sent("tags", "users.tags"), sent("tag", "users.tags", max_length=3), r"users.tags, a list, categorical\)"),
+        (sent("by", "watches.by", max_length=3), sent("b", "users.watched_by", max_length=3), "'watched_by'"),
+        (sent("l", "users.language"), sent("m", "request.user_language"), "raw input 'user_language'"),
+        (PAGE, sent("shown", "users.shown_video_ids"), "'shown': users.shown_video_ids .* 'shown_video_ids', .* taken"),
+    ],
+)
+def test_one_raw_input_for_two_things_is_refused(first: Feature, second: Feature, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        FeatureSpec((first, second))
+
+
+def test_features_may_share_a_raw_input_of_one_form() -> None:
+    spec = FeatureSpec(
+        (
+            sent("short", "users.tags", max_length=2),
+            sent("long", "users.tags", max_length=9),
+            sent("tags_of_user", "users.tags", max_length=9, side=Side.IMPRESSION),
+            sent("position", "request.position", "continuous", side=Side.IMPRESSION, serving_value=0.0),
+            sent("users_position", "users.position", "continuous"),  # the request's is fixed, and no input
+            sent("language", "request.language"),
+            sent("user_language", "users.language"),
+            sent("video_language", "videos.language", side=Side.IMPRESSION),
+        )
+    )
+    inputs = [feature.column_input for feature in spec.features]
+    assert inputs == ["tags", "tags", "tags", None, "position", "language", "user_language", None]
+
+
 def test_a_name_used_twice_is_refused() -> None:
     with pytest.raises(ConfigError, match="more than once: page"):
         FeatureSpec((PAGE, PAGE))

@@ -14,10 +14,10 @@ from features.example_features import FeatureColumns, RequestRows
 from features.feature_lists import FeatureListConfig
 from features.history import REQUIREMENTS, Requests
 from features.search_tokens import search_tokens
-from features.spec import Feature, FeatureSpec, Kind, Normaliser, Side
+from features.spec import RESERVED_INPUTS, Feature, FeatureSpec, Kind, Normaliser, Side
 from features.vocabulary import Vocabulary
 from models.raw_features import RawFeatures
-from models.raw_inputs import raw_inputs
+from models.raw_inputs import SPECS, raw_inputs
 
 VIDEO_IDS = [f"video {n}" if n % 3 else f"видео 🎬 {n}" for n in range(30)]
 QUERIES = ["Café del Mar", "café", "!!!", "how to cook", "cook del mar 🎬", "İstanbul", "unheard of"]
@@ -383,6 +383,10 @@ def test_the_week_begins_on_local_monday():
             features = RawFeatures(spec, encoder(np.random.default_rng(0)), LISTS, offset_hours * 3600)
             found = features(raw)["time_of_week"].numpy().ravel()
             np.testing.assert_array_equal(found, [hours * 3600 + 0.25] * shape)
+
+
+def test_every_input_that_is_no_column_is_reserved():
+    assert {*SPECS, "excluded_video_ids"} == RESERVED_INPUTS
 
 
 def test_features_that_cannot_be_served_are_refused():

@@ -83,7 +83,7 @@ def raw_requests(
         if wanted:
             found |= _histories(tables, name, wanted, users, snapshots_us, windows[name])
     user_inputs = [name for name in inputs if name not in found and name not in requests.column_names]
-    found |= _user_values(tables, user_inputs, users)
+    found |= _user_values(tables, {name: inputs[name].rank for name in user_inputs}, users)
     for name, given in inputs.items():
         if name not in found:
             found[name] = _request_values(requests, name, given.rank)
@@ -225,8 +225,8 @@ def _history_values(
     return result
 
 
-def _user_values(tables: Path, inputs: Sequence[str], users: pa.Array) -> dict[str, np.ndarray]:
-    """`[B]` values of the columns of `users`, None where the user or the value is not known."""
+def _user_values(tables: Path, inputs: Mapping[str, int], users: pa.Array) -> dict[str, np.ndarray]:
+    """Values of the columns of `users`, by input of rank 1 or 2, None where the user or the value is not known."""
     if not inputs or not has_table(tables, "users"):
         return {}
     columns = table_columns(tables, "users")
@@ -237,7 +237,7 @@ def _user_values(tables: Path, inputs: Sequence[str], users: pa.Array) -> dict[s
     result = {}
     for name, column in present.items():
         values = [*known[column].to_pylist(), None]
-        result[name] = _objects([values[row] for row in rows])
+        result[name] = _padded([values[row] for row in rows], inputs[name])
     return result
 
 
@@ -252,10 +252,13 @@ def _request_values(requests: pa.Table, name: str, rank: int) -> np.ndarray:
 
 
 def _padded(values: list, rank: int) -> np.ndarray:
-    """Lists nested `rank - 1` deep as one array of objects, None where a list is shorter than the longest."""
+    """Lists nested `rank - 1` deep as one array of objects, None where a list is shorter than the longest.
+
+    One value in the place of a list is a list of it, as the example jobs take it.
+    """
     if rank == 1:
         return _objects(values)
-    lists = [[] if inner is None else inner for inner in values]
+    lists = [[] if inner is None else inner if isinstance(inner, list) else [inner] for inner in values]
     width = max(map(len, lists), default=0)
     flat = [inner for one in lists for inner in [*one, *[None] * (width - len(one))]]
     inner = _padded(flat, rank - 1)

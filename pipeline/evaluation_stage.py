@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from rich.console import RenderableType
 
-from features.artifacts import is_published, publish
+from features.artifacts import publish
 from features.example_reader import ExampleSet
 from features.history import Derivation
 from features.splits import Part
@@ -313,8 +313,7 @@ def _pairs(shown: Impressions) -> str:
 
 
 def _truth(run: Run) -> Truth | None:
-    folder = run.folder / "truth"
-    return Truth.read(folder) if is_published(folder) else None
+    return Truth.read(run.folder / "truth") if run.has_truth else None
 
 
 def _true_next_watches(truth: Truth, test: pa.Table, catalogue: pa.Table) -> Scorer:

@@ -66,7 +66,7 @@ def data_part(run: Run, anew: bool = True) -> list[Stage]:
 
 def _truth(run: Run) -> tuple[str, ...]:
     """The folder that only the simulator publishes."""
-    return ("truth",) if data_stages.file_source(run) is None else ()
+    return ("truth",) if run.has_truth else ()
 
 
 def model_part(run: Run) -> list[Stage]:

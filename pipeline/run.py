@@ -24,6 +24,7 @@ from features.splits import Split, resolve
 from models.sequence_generator import SequenceGenerator
 from pipeline.config import RunConfig
 from pipeline.model_folder import CANDIDATE_GENERATORS
+from pipeline.sources.simulator_config import SimulatorConfig
 
 GENERATOR: Model = "candidate_generator"
 SEQUENCES: Model = "sequence_generator"
@@ -97,6 +98,11 @@ class Run:
     @property
     def has_ranker(self) -> bool:
         return RANKER in self.feature_lists
+
+    @property
+    def has_truth(self) -> bool:
+        """Whether the source is the simulator, which knows the truth; a run with real logs may lie where one had it."""
+        return isinstance(self.config.source, SimulatorConfig)
 
     @property
     def encoder(self) -> Encoder:

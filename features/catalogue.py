@@ -13,9 +13,8 @@ the table of videos by its type:
 - times: `c` as timestamp.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -211,11 +210,6 @@ class Catalogue:
     def __contains__(self, column: object) -> bool:
         return column in self.table.column_names
 
-    @cached_property
-    def video_ids(self) -> pa.Array:
-        """string `[videos]`."""
-        return self.column("video_id")
-
     def column(self, name: str) -> pa.Array:
         """A column as one array `[videos]`.
 
@@ -234,11 +228,3 @@ class Catalogue:
             times = values.cast(pa.timestamp("us", values.type.tz)).cast(pa.int64())
             values = pc.fill_null(times, np.iinfo(np.int64).min)
         return values.to_numpy(zero_copy_only=False)
-
-    def index_of(self, video_ids: pa.Array | pa.ChunkedArray | Sequence[str]) -> np.ndarray:
-        """Positions of `video_ids` `[n]`: int32 `[n]`, -1 where the catalogue does not hold the video."""
-        if isinstance(video_ids, pa.ChunkedArray):
-            video_ids = video_ids.combine_chunks()
-        ids = video_ids if isinstance(video_ids, pa.Array) else pa.array(video_ids, pa.string())
-        found = pc.index_in(ids.cast(pa.string()), value_set=self.video_ids)
-        return pc.fill_null(found, -1).to_numpy(zero_copy_only=False)

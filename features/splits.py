@@ -21,7 +21,6 @@ from features.settings import Settings
 
 _HOUR_US = 3_600_000_000
 _DAY_US = 24 * _HOUR_US
-_END = np.iinfo(np.int64).max
 
 
 class Part(IntEnum):

@@ -57,10 +57,11 @@ def tables(tmp_path):
 
 def test_every_video_once_in_vocabulary_order_then_by_id(tables, tmp_path):
     catalogue = build_catalogue(tables, tmp_path, VOCABULARIES, [SPEC])
-    assert catalogue.video_ids.to_pylist() == ["b", "a", "gone", "c c", "d", "new", "é"]
+    assert catalogue.column("video_id").to_pylist() == ["b", "a", "gone", "c c", "d", "new", "é"]
     assert catalogue.array("video").tolist() == [1, 2, 3, 0, 0, 0, 0]
     assert catalogue.array("clicked_video").tolist() == [0, 1, 0, 0, 2, 0, 0]
     assert catalogue.array("video").dtype == np.int32
+    assert len(catalogue) == 7
     counts = json.loads((tmp_path / "catalogue" / "manifest.json").read_text())["counts"]
     assert counts == {"videos": 7, "not_in_videos_table": 3, "in_video": 3, "in_clicked_video": 2}
 
@@ -84,24 +85,17 @@ def test_attributes_are_encoded_and_kept_for_people(tables, tmp_path):
     assert times[1] == round(UPLOADED.timestamp() * 1e6) and times[0] == np.iinfo(np.int64).min
 
 
-def test_positions_of_videos(tables, tmp_path):
-    catalogue = build_catalogue(tables, tmp_path, VOCABULARIES, [SPEC])
-    assert catalogue.index_of(["a", "nowhere", "é", ""]).tolist() == [1, -1, 6, -1]
-    assert catalogue.index_of(pa.chunked_array([["b"], [None]])).tolist() == [0, -1]
-    assert len(catalogue) == 7
-
-
 def test_without_a_table_of_videos(tmp_path):
     write(tmp_path / "tables", "watches", pa.table({"video_id": ["m2", "m1"]}))
     catalogue = build_catalogue(tmp_path / "tables", tmp_path, {"video": Vocabulary.of(["m2"])}, [])
-    assert catalogue.video_ids.to_pylist() == ["m2", "m1"]
+    assert catalogue.column("video_id").to_pylist() == ["m2", "m1"]
     assert catalogue.table.column_names == ["video_id", "video"]
 
 
 def test_clicked_videos_give_the_order_where_nothing_was_watched(tables, tmp_path):
     vocabularies = {space: VOCABULARIES[space] for space in ("clicked_video", "uploader", "season")}
     catalogue = build_catalogue(tables, tmp_path, vocabularies, [SPEC])
-    assert catalogue.video_ids.to_pylist()[:3] == ["a", "d", "b"]
+    assert catalogue.column("video_id").to_pylist()[:3] == ["a", "d", "b"]
     assert "topics" not in catalogue and "topics_raw" in catalogue
 
 

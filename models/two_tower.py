@@ -265,6 +265,8 @@ class TwoTower(CandidateGenerator):
     def start_from(self, video_vectors: np.ndarray) -> None:
         """Sets the input and output embeddings of videos before training (`models/co_watch_embeddings.py`).
 
+        Input embeddings of another dimension (`large_id_spaces` without `video`) start as they are.
+
         Args:
           video_vectors: float32 `[num_classes + 1, dimension]`, row 0 zero.
         """
@@ -273,7 +275,8 @@ class TwoTower(CandidateGenerator):
             *(table for space, table in self.embeddings.tables.items() if space == "video"),
         ]
         for table in tables:
-            table.embeddings.assign(video_vectors)
+            if table.dimension == video_vectors.shape[1]:
+                table.embeddings.assign(video_vectors)
 
     def description(self) -> dict[str, Any]:
         """What `from_description` needs besides the specification and the weights; JSON-serialisable."""

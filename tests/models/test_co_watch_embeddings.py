@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from features.errors import DataError
 from features.spec import Feature, FeatureSpec, Kind, Side
 from models.co_watch_embeddings import CoWatchConfig, co_watch_embeddings, entries_of_bags
 from models.two_tower import TwoTower, TwoTowerConfig
@@ -56,9 +55,17 @@ def test_row_0_and_unseen_videos_are_zero() -> None:
     np.testing.assert_allclose(vectors[21:], 0, atol=1e-6)
 
 
-def test_fewer_users_than_dimensions_is_refused() -> None:
-    with pytest.raises(DataError, match="more than 4 users and videos"):
-        co_watch_embeddings(np.arange(3), np.arange(1, 4, dtype=np.int32), 20, 4, CoWatchConfig())
+def test_what_few_users_cannot_fill_is_zero() -> None:
+    users, rows = np.repeat(np.arange(3), 2), np.array([1, 2, 2, 3, 3, 1], np.int32)
+    vectors = co_watch_embeddings(users, rows, 20, 4, CoWatchConfig())
+    np.testing.assert_allclose(vectors[:, :2], co_watch_embeddings(users, rows, 20, 2, CoWatchConfig()), atol=1e-6)
+    assert vectors[1:4, :2].any(axis=1).all() and not vectors[:, 2:].any()
+
+
+@pytest.mark.parametrize("users", [[], [0]])
+def test_one_user_or_none_tells_nothing_of_co_watches(users: list[int]) -> None:
+    rows = np.ones(len(users), np.int32)
+    assert not co_watch_embeddings(np.array(users, int), rows, 20, 4, CoWatchConfig()).any()
 
 
 def test_entries_name_the_user_of_every_item() -> None:
@@ -68,10 +75,23 @@ def test_entries_name_the_user_of_every_item() -> None:
     assert rows.tolist() == [5, 6, 7, 1, 2, 3]
 
 
+WATCHED = Feature("watched", Kind.CATEGORICAL, Side.QUERY, "history.watched_video_ids", "video", 5)
+
+
+def test_input_embeddings_of_another_dimension_start_as_they_are() -> None:
+    config = TwoTowerConfig(dimension=8, depth=0, large_id_spaces=())
+    model = TwoTower(config, FeatureSpec((WATCHED,)), {"video": 20})
+    before = model.embeddings(WATCHED, tf.constant([[3, 0, 0, 0, 0]]))
+    assert before.shape == [1, 7]  # 1.6 times the binary logarithm of 20
+    vectors = np.arange(21 * 8, dtype=np.float32).reshape(21, 8)
+    model.start_from(vectors)
+    np.testing.assert_array_equal(model.class_embeddings(tf.range(1, 21)), vectors[1:])
+    np.testing.assert_array_equal(model.embeddings(WATCHED, tf.constant([[3, 0, 0, 0, 0]])), before)
+
+
 def test_a_two_tower_model_starts_from_them_on_both_sides() -> None:
-    watched = Feature("watched", Kind.CATEGORICAL, Side.QUERY, "history.watched_video_ids", "video", 5)
-    model = TwoTower(TwoTowerConfig(dimension=4, depth=0), FeatureSpec((watched,)), {"video": 20})
+    model = TwoTower(TwoTowerConfig(dimension=4, depth=0), FeatureSpec((WATCHED,)), {"video": 20})
     vectors = co_watch_embeddings(*blocks(), 20, 4, CoWatchConfig())
     model.start_from(vectors)
     np.testing.assert_array_equal(model.class_embeddings(tf.range(1, 21)), vectors[1:])
-    np.testing.assert_array_equal(model.embeddings(watched, tf.constant([[3, 0, 0, 0, 0]])), vectors[3:4])
+    np.testing.assert_array_equal(model.embeddings(WATCHED, tf.constant([[3, 0, 0, 0, 0]])), vectors[3:4])

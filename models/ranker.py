@@ -50,7 +50,7 @@ class RankerConfig(Settings):
     # Feed x̃² and √x̃ beside x̃ (without them the paper's loss rises by 0.2%).
     powers: bool = True
     objective: Objective = Objective.WEIGHTED
-    # Share of the unclicked training impressions that were kept; 1: all.
+    # Share of the unclicked impressions that were kept in the whole log, training and validation; 1: all.
     negative_keep_rate: float = Field(default=1.0, gt=0, le=1)
     # Weight of the click head's cross-entropy beside the watch-time loss.
     click_loss_weight: float = Field(default=1.0, ge=0)

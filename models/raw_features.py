@@ -68,7 +68,8 @@ class RawFeatures(tf.Module):
         self._input_specs = needed
         if not needed:
             raise ConfigError("a model to be served needs at least one feature that is made of raw inputs")
-        # Tables of strings are resources, catalogue columns are variables: a SavedModel keeps both outside its graph.
+        # Columns of the catalogue are variables, which a SavedModel keeps outside its graph. Tables of strings are
+        # resources, whose ids and rows are constants in it: the graph grows with the vocabularies.
         self.positions = _hash_table(encoder.catalogue["video_id"], first_row=0, default=UNKNOWN_VIDEO)
         spaces = {str(f.id_space) for f in spec.kind(Kind.CATEGORICAL) if _space_is_looked_up(f)}
         self.rows = {s: _hash_table(encoder.vocabularies[s].ids, first_row=1, default=0) for s in sorted(spaces)}

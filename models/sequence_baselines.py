@@ -75,7 +75,8 @@ class CaserConfig(SequenceConfig):
 
 
 class Caser(SequenceGenerator):
-    """See the module's text. Before the first watches the filters see zeros.
+    """See the module's text. Before the first watches the filters see zeros, and where a horizontal filter lies wholly
+    before them its answer is 0, whatever its bias.
 
     Args:
       config: sizes, context and loss.

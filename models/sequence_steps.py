@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import tensorflow as tf
 
 WATCHED_VIDEOS = "watched_video_ids"  # [batch, L] int32 rows
-WATCH_COUNT = "watch_count"  # [batch] float32, of the whole history, also of what lies before the window
+WATCH_COUNT = "watch_count"  # [batch] float32, watches in the `watch_window`; it may exceed L
 
 
 def history_lengths(features: Mapping[str, tf.Tensor]) -> tf.Tensor:

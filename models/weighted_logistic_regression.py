@@ -129,7 +129,7 @@ def weighted_logistic_loss(
       clicked, watch_time_s, objective, negative_keep_rate: see `example_weights`.
 
     Returns:
-      float `[...]`: the loss of each impression, in units of `LabelStatistics.mean_weight`.
+      float `[...]`: the loss of each impression, not yet divided by `LabelStatistics.mean_weight`.
     """
     positive, negative = example_weights(clicked, watch_time_s, objective, negative_keep_rate)
     return positive * tf.nn.softplus(-logit) + negative * tf.nn.softplus(logit)

@@ -19,7 +19,6 @@ from pydantic import Field
 from scipy.sparse import csr_matrix, diags
 from scipy.sparse.linalg import svds
 
-from features.errors import DataError
 from features.settings import Settings
 
 
@@ -45,31 +44,27 @@ def co_watch_embeddings(
       config: normalisation and scale.
 
     Returns:
-      float32 `[num_videos + 1, dimension]`; row 0 and rows of videos without an entry are zero.
-
-    Raises:
-      DataError: fewer users or videos than dimensions.
+      float32 `[num_videos + 1, dimension]`; row 0 and rows of videos without an entry are zero. So are the last
+      dimensions where there are no more users or videos than dimensions.
     """
     kept = rows > 0
     pairs = np.unique(np.stack([users[kept], rows[kept] - 1]), axis=1)
     _, user = np.unique(pairs[0], return_inverse=True)
     num_users = int(user.max(initial=-1)) + 1
-    if dimension >= min(num_users, num_videos):
-        raise DataError(
-            f"co-watch embeddings: expected more than {dimension} users and videos (the dimension), found {num_users} "
-            f"users and {num_videos} videos; lower the generator's dimension or set its co_watch_start to null"
-        )
+    embeddings = np.zeros((num_videos + 1, dimension), np.float32)
+    rank = min(dimension, num_users - 1, num_videos - 1)  # svds finds no more
+    if rank < 1:
+        return embeddings
     matrix = csr_matrix((np.ones(len(user)), (user, pairs[1])), shape=(num_users, num_videos))
     videos_of_user = np.asarray(matrix.sum(axis=1)).ravel()
     users_of_video = np.asarray(matrix.sum(axis=0)).ravel()
     damping = (users_of_video + max(config.shrinkage, np.finfo(float).tiny)) ** -config.power
     normalised = diags(videos_of_user**-0.5) @ matrix @ diags(damping)
     start = np.random.default_rng(config.seed).standard_normal(min(matrix.shape))
-    _, _, components = svds(normalised, k=dimension, v0=start)
+    _, _, components = svds(normalised, k=rank, v0=start)
     vectors = components[::-1].T  # the leading one first
-    vectors *= np.where(vectors[np.abs(vectors).argmax(axis=0), np.arange(dimension)] < 0, -1, 1)  # signs are arbitrary
-    embeddings = np.zeros((num_videos + 1, dimension), np.float32)
-    embeddings[1:] = vectors * config.scale * np.sqrt(num_videos)
+    vectors *= np.where(vectors[np.abs(vectors).argmax(axis=0), np.arange(rank)] < 0, -1, 1)  # signs are arbitrary
+    embeddings[1:, :rank] = vectors * config.scale * np.sqrt(num_videos)
     return embeddings
 
 

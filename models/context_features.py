@@ -42,7 +42,7 @@ from features.settings import Settings
 from features.spec import FeatureSpec, Kind
 from models.embeddings import EmbeddingTable, embedding_dimension
 from models.scaling import scale
-from models.sequence_steps import history_lengths, of_last_event, of_next_event
+from models.sequence_steps import WATCHED_VIDEOS, history_lengths, of_last_event, of_next_event
 
 SECONDS_TO_NEXT = "seconds_to_next_watch"
 WATCHED_TIME = "watched_time_s"
@@ -163,8 +163,8 @@ def context_columns(
       skip_absent: leave out what the specification has no feature for, in place of an error.
 
     Raises:
-      ConfigError: a feature is absent, named twice, its id space has no vocabulary, or the watches' and the request's
-        values are not of one id space.
+      ConfigError: a feature is absent, named twice, or no list as long as `watched_video_ids`, its id space has no
+        vocabulary, or the watches' and the request's values are not of one id space.
     """
     names = [feature.name for feature in wanted]
     repeated = sorted({name for name in names if names.count(name) > 1})
@@ -174,6 +174,7 @@ def context_columns(
     for feature in wanted:
         absent = [source for source in _needed(feature) if source not in spec]
         if not absent:
+            _refuse_other_lengths(feature, spec)
             found.append(_column(feature, spec, vocabulary_sizes))
         elif skip_absent:
             left_out.append(feature.name)
@@ -198,6 +199,18 @@ def _needed(feature: ContextFeature) -> tuple[str, ...]:
     """The features of the specification that a context feature cannot do without."""
     with_watch = f"watched_{feature.name}"
     return _SOURCES.get(feature.name, (with_watch, feature.name) if feature.post != Use.NONE else (with_watch,))
+
+
+def _refuse_other_lengths(feature: ContextFeature, spec: FeatureSpec) -> None:
+    """Raises ConfigError where a list does not stand beside the watches, or the request's own value is a list."""
+    for source in map(spec.__getitem__, _needed(feature)):
+        of_watches = source.source.startswith(("history.", "watches."))
+        length = spec[WATCHED_VIDEOS].max_length if of_watches else None
+        if source.max_length != length:
+            wanted = f"max_length {length}, that of {WATCHED_VIDEOS!r}" if of_watches else "one value, no max_length"
+            raise ConfigError(
+                f"context feature {feature.name!r}: expected {source.name!r} of {wanted}; found {source.max_length}"
+            )
 
 
 def context_sources(name: str, spec: FeatureSpec) -> tuple[str, ...]:

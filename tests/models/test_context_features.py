@@ -156,5 +156,22 @@ def test_mistakes_are_told():
         context_columns([ContextFeature(name="page", pre=Use.CROSS)], SPEC, {"video": 3}, False)
 
 
+@pytest.mark.parametrize(
+    ("context", "source", "length", "message"),
+    [
+        ("page", "watched_page", 4, "expected 'watched_page' of max_length 5, that of 'watched_video_ids'; found 4"),
+        ("page", "watched_page", 6, "'watched_page' of max_length 5, .* found 6"),
+        ("time_delta", "seconds_to_next_watch", 3, "'seconds_to_next_watch' of max_length 5, .* found 3"),
+        ("uploader", "watched_uploader_ids", 9, "'watched_uploader_ids' of max_length 5, .* found 9"),
+        ("page", "page", 2, "context feature 'page': expected 'page' of one value, no max_length; found 2"),
+    ],
+)
+def test_lists_that_do_not_stand_beside_the_watches_are_refused(context, source, length, message):
+    features = [replace(f, max_length=length) if f.name == source else f for f in SPEC.features]
+    wanted = [ContextFeature(name=context, pre=Use.CROSS, post=Use.CROSS)]
+    with pytest.raises(ConfigError, match=message):
+        context_columns(wanted, FeatureSpec(tuple(features)), SIZES, skip_absent=False)
+
+
 def test_a_gap_of_years_has_a_bucket_of_its_own():
     assert row(10 * 365 * DAY) > row(365 * DAY) > row(30 * DAY)

@@ -5,6 +5,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PEERS ?= .venv-peers
+JOBS ?= 2
+# A file's tests stay in one process, which makes what they share once.
+PYTEST = $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test quick lint types bench clean
@@ -24,11 +27,11 @@ $(INSTALLED): setup.py
 demo: $(INSTALLED) ## Builds a recommender from the simulated platform and prints recommendations.
 	$(BIN)/upnext run demo --workdir runs/demo
 
-test: lint types ## Lint, types and the whole test suite.
-	$(BIN)/python -m pytest
+test: lint types ## Lint, types and the whole test suite (in JOBS=2 processes, each up to 3 GB).
+	$(PYTEST)
 
 quick: $(INSTALLED) ## The tests without the slow ones.
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 lint: $(INSTALLED) ## Style of the code (ruff).
 	$(BIN)/ruff check .

@@ -27,12 +27,17 @@ PACKAGES = ("features", "models", "serving", "pipeline", "benchmarks")
 COMMANDS: dict[str, typing.Any] = typing.cast(typing.Any, get_command(complete_app())).commands
 
 
-def block(heading: str, language: str) -> str:
-    """The first code block of that language under a heading."""
+def block(heading: str, language: str, first_line: str = "") -> str:
+    """The first code block of that language under a heading, or the one with that first line."""
     section = README.split(f"\n## {heading}\n", 1)[1].split("\n## ", 1)[0]
-    found = re.search(rf"```{language}\n(.*?)```", section, re.DOTALL)
+    found = re.search(rf"```{language}\n({re.escape(first_line)}.*?)```", section, re.DOTALL)
     assert found, f"no {language} block under {heading!r}"
     return found[1]
+
+
+def configuration(name: str) -> str:
+    """The text of a configuration that the README prints, by its file's name."""
+    return block("Your own data", "yaml", f"# {name}\n")
 
 
 def tree() -> list[str]:
@@ -85,10 +90,12 @@ def test_every_command_has_its_stage_configuration_and_settings(words: list[str]
     options = {option for parameter in command.params for option in parameter.opts if option.startswith("--")}
     assert {word for word in arguments if word.startswith("--")} <= options
     if command.params and command.params[0].name == "config" and arguments:
-        example = tmp_path / "my_logs.yaml"
-        example.write_text(block("Your own data", "yaml"))
+        name = arguments[0]
+        if name.endswith(".yaml"):
+            (tmp_path / name).write_text(configuration(name))
+            name = str(tmp_path / name)
         settings = [value for option, value in itertools.pairwise(arguments) if option == "--set"]
-        config_file.read(RunConfig, str(example) if arguments[0] == example.name else arguments[0], settings)
+        config_file.read(RunConfig, name, settings)
 
 
 def test_every_command_and_built_in_configuration_is_named() -> None:
@@ -125,7 +132,7 @@ def test_the_example_configuration_reads_the_files_it_describes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("my_logs.yaml").write_text(block("Your own data", "yaml"))
+    Path("my_logs.yaml").write_text(configuration("my_logs.yaml"))
     logs = Path("logs")
     (logs / "plays").mkdir(parents=True)
     (logs / "impressions").mkdir()

@@ -18,7 +18,7 @@ from pipeline.evaluation.baselines.training_watches import read_training_watches
 from pipeline.evaluation.best_possible import best_possible_ranking, best_possible_retrieval, share_of_best
 from pipeline.evaluation.bootstrap import Measurement, UserBootstrap, paired_differences
 from pipeline.evaluation.calibration import Calibration, calibrate, calibration_table, plot_calibration
-from pipeline.evaluation.figures import MethodFigures, differences_table, figures_table, write_json
+from pipeline.evaluation.figures import NO_VALIDATION, MethodFigures, differences_table, figures_table, write_json
 from pipeline.evaluation.gradient_boosted_trees import (
     TreeVariant,
     best_variant,
@@ -113,10 +113,7 @@ def evaluate_generators(run: Run) -> Findings:
     classes = int(np.count_nonzero(encoder.catalogue["video"].to_numpy()))
     # The catalogue begins with the videos of the vocabulary in the order of their rows.
     columns_of_rows = np.arange(classes + 1) - 1
-    validation, test = (
-        RetrievalExamples.from_table(examples.read(part), columns_of_rows, videos)
-        for part in (Part.VALIDATION, Part.TEST)
-    )
+    test = RetrievalExamples.from_table(examples.read(Part.TEST), columns_of_rows, videos)
 
     measured: dict[str, list[Measurement]] = {}
     for name in run.config.generators:
@@ -126,11 +123,11 @@ def evaluate_generators(run: Run) -> Findings:
 
     features = run.specs[GENERATOR].features
     shown = [f.name for f in features if f.source == f"history.{Derivation.SHOWN_VIDEO_IDS}"]
-    for peer in _peers(run, examples, columns_of_rows, videos, []) if len(validation) else []:
+    for peer in _peers(run, examples, columns_of_rows, videos, []):
         measured[peer.method] = list(peer.measurements)
         methods.append(peer.method_figures)
     # Where the generator knows what was shown, peers that can use it are also run with it.
-    for peer in _peers(run, examples, columns_of_rows, videos, shown) if len(validation) and shown else []:
+    for peer in _peers(run, examples, columns_of_rows, videos, shown) if shown else []:
         name = f"{peer.method}, shown too"
         measured[name] = list(peer.measurements)
         methods.append(replace(peer.method_figures, method=name))
@@ -238,7 +235,9 @@ def evaluate_ranker(run: Run) -> Findings:
     methods = [_figures(name, figures) for name, figures in measured.items()]
     logged = predictions(ranker, ExampleColumns(examples, (Part.TEST,), ()))
     expected = {RANKER_NAME: logged["expected_watch_time_s"].astype(np.float64)}
-    if config.trees is not None and examples.num_examples(Part.VALIDATION):
+    if config.trees is not None and not examples.num_examples(Part.VALIDATION):
+        methods += [MethodFigures(variant.value, left_out=NO_VALIDATION) for variant in TreeVariant]
+    elif config.trees is not None:
         with run.console.status("Gradient-boosted trees ...") as status:
             trees = fit_trees(
                 read_ranking_data(examples.folder / Part.TRAIN.folder, spec),

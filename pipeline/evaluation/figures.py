@@ -9,6 +9,9 @@ from typing import Any
 
 from rich.table import Table
 
+NO_VALIDATION = "no validation examples to choose its settings by (split.validation_days)"
+"""Why a peer is left out of a run without a validation part."""
+
 
 @dataclass(frozen=True)
 class Figure:

@@ -49,7 +49,7 @@ from pipeline.evaluation.baselines.tuning import (
     tune_on_validation,
 )
 from pipeline.evaluation.bootstrap import Measurement
-from pipeline.evaluation.figures import MethodFigures
+from pipeline.evaluation.figures import NO_VALIDATION, MethodFigures
 from pipeline.evaluation.retrieval_metrics import RetrievalMetricsConfig, evaluate_retrieval
 
 POPULARITY: Final = "popularity"
@@ -71,6 +71,7 @@ Method = Literal[
     "paragraph vectors",
 ]
 WEIGHTED = "{} × recent popularity"
+_UNWEIGHTED = (POPULARITY, RECENT_POPULARITY)
 
 
 class RetrievalBaselinesConfig(Settings):
@@ -179,11 +180,11 @@ def evaluate_baselines(
     metrics: RetrievalMetricsConfig | None = None,
     progress: Callable[[str], None] = lambda message: None,
 ) -> list[BaselineResult]:
-    """Tunes, fits and measures every configured peer.
+    """Tunes, fits and measures every configured peer; one that cannot be is told with the reason.
 
     Args:
       train: watches before the validation part.
-      validation: examples to choose parameters by.
+      validation: examples to choose parameters by; where there are none every peer is left out.
       refit: watches to fit the chosen ones on: what the models may use before the test part.
       test: examples to report.
       config: grids and choice.
@@ -194,13 +195,19 @@ def evaluate_baselines(
     validation = validation.take_first(config.validation_examples, config.seed)
     results: list[BaselineResult] = []
     for family in families(config, train):
-        if family.max_videos is not None and train.num_videos > family.max_videos:
+        if not len(validation):
+            results.extend(_left_out(family, NO_VALIDATION))
+        elif family.max_videos is not None and train.num_videos > family.max_videos:
             reason = f"{train.num_videos} videos are more than the configured {family.max_videos}"
-            names = [family.name, WEIGHTED.format(family.name)]
-            results.extend(BaselineResult(name, left_out=reason) for name in names)
-            continue
-        results.extend(_run_family(family, train, validation, refit, test, config, metrics, progress))
+            results.extend(_left_out(family, reason))
+        else:
+            results.extend(_run_family(family, train, validation, refit, test, config, metrics, progress))
     return results
+
+
+def _left_out(family: Family, reason: str) -> list[BaselineResult]:
+    names = [family.name, *([] if family.name in _UNWEIGHTED else [WEIGHTED.format(family.name)])]
+    return [BaselineResult(name, left_out=reason) for name in names]
 
 
 def _run_family(
@@ -215,7 +222,7 @@ def _run_family(
 ) -> list[BaselineResult]:
     started = time.monotonic()
     progress(f"{family.name}: {len(family.grid)} settings on validation")
-    weightings = [] if family.name in (POPULARITY, RECENT_POPULARITY) else _weightings(train, config)
+    weightings = [] if family.name in _UNWEIGHTED else _weightings(train, config)
     trials = tune_on_validation(family, train, validation, [PLAIN, *weightings], config.selected_by, metrics)
     plain = [trial for trial in trials if not trial.variant]
     weighted = [trial for trial in trials if trial.variant]

@@ -83,6 +83,16 @@ def test_a_peer_too_large_is_left_out_with_its_reason():
     assert plain.method_figures.figures == ()
 
 
+def test_without_validation_every_peer_is_left_out_and_told():
+    train, examples = grouped_log(0)
+    config = RetrievalBaselinesConfig(methods=("popularity", EASE))
+    found = evaluate_baselines(train, examples.take_first(0, seed=0), train, examples, config, METRICS)
+    assert [result.method for result in found] == ["popularity", "EASE", "EASE × recent popularity"]
+    assert {result.method_figures.left_out for result in found} == {
+        "no validation examples to choose its settings by (split.validation_days)"
+    }
+
+
 class Constant:
     """Scores every example alike."""
 

@@ -62,10 +62,11 @@ class ParagraphVectors:
     steps: int
 
     def score(self, histories: Histories) -> np.ndarray:
+        """P(v | u, last) `[histories, videos]`: positive, as what weighs scores by popularity expects."""
         example = np.repeat(np.arange(len(histories)), histories.lengths)
         documents = _documents(example, histories.videos, (len(histories), len(self.words)))
         users = infer(documents, self.words, self.log_share, self.regularisation, self.steps)
-        return users @ self.of_user.T + self.last[histories.last] @ self.of_last.T + self.log_share
+        return _softmax(users @ self.of_user.T + self.last[histories.last] @ self.of_last.T + self.log_share)
 
 
 def fit_paragraph_vectors(

@@ -12,6 +12,7 @@ from pipeline.evaluation.baselines.paragraph_vectors import (
     fit_paragraph_vectors,
     infer,
 )
+from pipeline.evaluation.baselines.recency_weighting import RecencyWeighted
 
 RANDOM = np.random.default_rng(0)
 VIDEOS = 30
@@ -44,8 +45,21 @@ def test_scores_are_of_the_history_and_the_last_watch() -> None:
     model = ParagraphVectors(words, of_user, of_last, last, log_share, regularisation=1.0, steps=1)
     scores = model.score(Histories(np.array([0, 0, 3], np.int32), np.array([0, 3, 3])))
     user = np.array([2 - 3 / 4, 0 - 3 / 4]) / (3 + 1)
-    np.testing.assert_allclose(scores[0], of_user @ user + of_last @ last[3] + log_share, rtol=1e-5)
-    np.testing.assert_allclose(scores[1], log_share, rtol=1e-6)
+    told = np.exp(of_user @ user + of_last @ last[3] + log_share)
+    np.testing.assert_allclose(scores[0], told / told.sum(), rtol=1e-5)
+    np.testing.assert_allclose(scores[1], np.full(4, 0.25), rtol=1e-6)
+
+
+def test_weighted_by_popularity_the_history_still_counts() -> None:
+    """P = 0.6, 0.3, 0.1 times (1 + 3, 1 + 9, 1 + 0)^½: 1.2, 0.949, 0.1, neither's order by popularity alone."""
+    of_user, words = np.zeros((3, 1), np.float32), np.zeros((3, 1), np.float32)
+    last = np.array([[1], [0], [0], [0]], np.float32)
+    of_last = np.log(np.array([[6], [3], [1]], np.float32))
+    log_share = np.log(np.full(3, 1 / 3, np.float32))
+    model = ParagraphVectors(words, of_user, of_last, last, log_share, regularisation=1.0, steps=1)
+    weighted = RecencyWeighted(model, np.array([3.0, 9.0, 0.0]), exponent=0.5)
+    scores = weighted.score(Histories(np.array([0], np.int32), np.array([0, 1])))
+    np.testing.assert_allclose(scores[0], [1.2, 0.3 * np.sqrt(10), 0.1], rtol=1e-5)
 
 
 def grouped(users: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -6,6 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 from features.example_reader import ExampleSet
+from features.spec import Kind
 from features.splits import Part
 from models.ranker import CLICKED, WATCH_TIME_S, Ranker
 from pipeline.evaluation.ranking_metrics import mispredicted_pairs
@@ -18,12 +19,13 @@ def predictions(model: Ranker, columns: ExampleColumns, at_serving: bool = False
     Args:
       model: the ranker.
       columns: its features.
-      at_serving: put the fixed serving value in place of a feature that has one.
+      at_serving: put the fixed serving value in place of a continuous feature that has one.
 
     Returns:
       `score`, `click_probability`, `expected_watch_time_s`: float32 `[rows]`.
     """
-    fixed = {f.name: f.serving_value for f in model.spec.features if f.serving_value is not None} if at_serving else {}
+    numbers = model.spec.kind(Kind.CONTINUOUS) if at_serving else ()
+    fixed = {f.name: f.serving_value for f in numbers if f.serving_value is not None}
     parts: list[dict[str, Any]] = []
     for batch in columns.ordered(8192):
         features = batch | {name: np.full_like(batch[name], value) for name, value in fixed.items()}

@@ -28,7 +28,7 @@ from features.errors import ArtifactError, ConfigError, DataError
 from features.history import REQUIREMENTS, derivation_of
 from features.spec import Feature, FeatureSpec, Kind
 from features.tables import has_table, read_table, table_batches
-from features.vocabulary import Vocabulary
+from features.vocabulary import Vocabulary, serving_row
 
 VIDEO_SPACES = ("video", "clicked_video")
 """Id spaces whose ids are video ids."""
@@ -55,9 +55,14 @@ def build_catalogue(
       manifest: entries to add to the manifest.
 
     Raises:
-      ConfigError: two features want one column in different id spaces, or a feature's space has no vocabulary.
+      ConfigError: two features want one column in different id spaces, a feature's space has no vocabulary, or its
+        serving value is not in it.
       DataError: there is no video at all.
     """
+    specs = tuple(specs)
+    for feature in (feature for spec in specs for feature in spec.kind(Kind.CATEGORICAL)):
+        if feature.serving_value is not None:
+            serving_row(feature, vocabularies)  # told now, long before a model with it is exported
     videos = read_table(tables, "videos") if has_table(tables, "videos") else None
     listed = videos["video_id"] if videos is not None else pa.chunked_array([], pa.string())
     space = next((space for space in VIDEO_SPACES if space in vocabularies), None)

@@ -86,13 +86,17 @@ class Feature:
     normaliser: Normaliser | None = None
     low: float = 0.0
     high: float = 1.0
-    serving_value: float | str | None = None
+    serving_value: bool | int | float | str | None = None
 
     def __post_init__(self) -> None:
         if self.kind == Kind.CATEGORICAL and not self.id_space:
             raise ConfigError(f"feature {self.name!r}: a categorical feature needs an id_space")
         if self.kind == Kind.CONTINUOUS and (self.id_space or not self.normaliser):
             raise ConfigError(f"feature {self.name!r}: a continuous feature has a normaliser and no id_space")
+        if self.kind == Kind.CONTINUOUS and isinstance(self.serving_value, str):
+            raise ConfigError(
+                f"feature {self.name!r}: expected a number as serving_value, found {self.serving_value!r}"
+            )
         if self.normaliser == Normaliser.SCALE and not self.low < self.high:
             raise ConfigError(
                 f"feature {self.name!r}: expected low below high, the values that become 0 and 1; found {self.low:g} "
@@ -168,8 +172,8 @@ class FeatureConfig(Settings):
     """The value that `scale` makes 0; it needs one."""
     high: float | None = None
     """The value that `scale` makes 1, more than `low`; it needs one."""
-    serving_value: float | str | None = None
-    """A fixed raw value used at serving."""
+    serving_value: bool | int | float | str | None = None
+    """A fixed raw value used at serving; of a categorical feature one that its vocabulary holds, or ""."""
 
     @model_validator(mode="after")
     def _has_its_range(self) -> "FeatureConfig":

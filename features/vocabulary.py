@@ -5,7 +5,7 @@ out-of-vocabulary; rows 1 to `size` go by descending count, ties by the id's UTF
 over the same data write the same bytes.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,8 +16,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import Field
 
-from features.errors import ArtifactError
+from features.errors import ArtifactError, ConfigError
 from features.settings import Settings
+from features.spec import Feature
 
 COUNTS = pa.schema([("id", pa.string()), ("count", pa.int64())])
 """Counts of ids, also the schema of a vocabulary's file."""
@@ -91,6 +92,23 @@ class Vocabulary:
             found = ", ".join(table.schema.names)
             raise ArtifactError(f"{path}: expected columns id, count; found {found}; run the analysis again")
         return Vocabulary(table["id"].combine_chunks(), table["count"].to_numpy())
+
+
+def serving_row(feature: Feature, vocabularies: Mapping[str, Vocabulary]) -> int:
+    """The row of a categorical feature's serving value, which is written as the example jobs write it; of "" it is 0.
+
+    Raises:
+      ConfigError: the vocabulary does not hold it.
+    """
+    vocabulary = vocabularies[str(feature.id_space)]
+    row = int(vocabulary.lookup(pa.array([feature.serving_value]))[0])
+    if row == 0 and feature.serving_value != "":
+        first = ", ".join(vocabulary.ids[:5].to_pylist())
+        raise ConfigError(
+            f"feature {feature.name!r}: serving_value {feature.serving_value!r} is not in the vocabulary of id space "
+            f"{feature.id_space!r}, which begins with {first}; set one of its ids, or '' for a value that is missing"
+        )
+    return row
 
 
 def count_values(values: pa.Array | pa.ChunkedArray) -> pa.Table:

@@ -18,6 +18,7 @@ from features.event_windows import ORDER_ONLY
 from features.feature_lists import FeatureListConfig
 from features.history import REQUIREMENTS, Derivation, derivation_of
 from features.spec import OF_THE_MOMENT, Feature, FeatureSpec, Kind, Side
+from features.vocabulary import serving_row
 from models import raw_inputs as inputs
 from models.raw_history import (
     CONTINUOUS,
@@ -52,7 +53,7 @@ class RawFeatures(tf.Module):
       utc_offset_s: local time, for the hour.
 
     Raises:
-      ConfigError: a feature cannot be made of raw inputs, or none needs any.
+      ConfigError: a feature cannot be made of raw inputs, or none needs any; a serving value is in no vocabulary.
     """
 
     def __init__(
@@ -124,7 +125,7 @@ class _Request:
 
     def _serving_value(self, feature: Feature) -> tf.Tensor:
         if feature.kind == Kind.CONTINUOUS:
-            return tf.fill(self._shape(feature), tf.constant(feature.serving_value, tf.float32))
+            return tf.fill(self._shape(feature), tf.cast(feature.serving_value, tf.float32))
         row = tf.constant(self._tables.fixed_rows[feature.name][0])
         return tf.fill([*self._shape(feature), *([1] if feature.multivalent else [])], row)
 
@@ -258,12 +259,10 @@ def _space_is_looked_up(feature: Feature) -> bool:
 
 def _fixed_rows(feature: Feature, encoder: Encoder) -> np.ndarray:
     """Rows known when the model is exported: of the serving value, or of the 24 hours; int32 `[n]`."""
-    ids: list[str] = []
     if feature.serving_value is not None:
-        ids = [str(feature.serving_value)]
-    elif feature.source == "request.hour":
-        ids = [str(hour) for hour in range(24)]
-    return encoder.vocabularies[str(feature.id_space)].lookup(pa.array(ids, pa.string()))
+        return np.array([serving_row(feature, encoder.vocabularies)], np.int32)
+    hours = [str(hour) for hour in range(24)] if feature.source == "request.hour" else []
+    return encoder.vocabularies[str(feature.id_space)].lookup(pa.array(hours, pa.string()))
 
 
 def _history_columns(spec: FeatureSpec, encoder: Encoder) -> VideoColumns:

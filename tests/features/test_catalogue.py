@@ -119,6 +119,18 @@ def test_uploaders_of_watches_have_the_id_space_of_their_feature(tables, tmp_pat
         build_catalogue(tables, tmp_path / "beside", vocabularies, [SPEC, watched_uploaders("channel")])
 
 
+def test_a_serving_value_that_its_vocabulary_does_not_hold_is_refused(tables, tmp_path):
+    def spec(value):
+        return FeatureSpec(
+            (Feature("season", Kind.CATEGORICAL, Side.QUERY, "users.season", "season", None, serving_value=value),)
+        )
+
+    with pytest.raises(ConfigError, match="feature 'season': serving_value 3 is not in the vocabulary"):
+        build_catalogue(tables, tmp_path, VOCABULARIES, [spec(3)])
+    assert not (tmp_path / "catalogue").exists()
+    build_catalogue(tables, tmp_path, VOCABULARIES, [spec(2)])
+
+
 def test_a_space_without_vocabulary_is_refused(tables, tmp_path):
     vocabularies = {space: VOCABULARIES[space] for space in ("video", "uploader")}
     with pytest.raises(ConfigError, match="feature 'season': expected a vocabulary 'season'"):

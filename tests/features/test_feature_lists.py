@@ -202,6 +202,13 @@ def test_what_histories_are_matched_by_is_counted_though_no_feature_shows_it() -
     assert [s.id_space for s in id_sources({"ranker": spec}, FULL) if s.column == "uploader_id"] == ["channel"]
 
 
+@pytest.mark.parametrize("value", [True, 1, 1.5, "1", "true"])
+def test_a_serving_value_keeps_its_type(value: bool | int | float | str) -> None:
+    entry = {"name": "mine", "source": "request.page", "kind": "categorical", "serving_value": value}
+    found = FeatureConfig.model_validate(entry).feature().serving_value
+    assert found == value and type(found) is type(value)
+
+
 def test_ids_are_counted_where_the_features_take_them_from() -> None:
     specs = {
         "candidate_generator": default_candidate_features(FULL).spec,

@@ -45,6 +45,10 @@ def test_features_are_found_by_side_kind_and_name() -> None:
             {"kind": Kind.CONTINUOUS, "source": "users.x", "normaliser": Normaliser.SCALE, "low": 2.5, "high": 2.5},
             "expected low below high, .* found 2.5 and 2.5",
         ),
+        (
+            {"kind": Kind.CONTINUOUS, "source": "users.x", "normaliser": Normaliser.QUANTILE, "serving_value": "two"},
+            "expected a number as serving_value, found 'two'",
+        ),
         ({"kind": Kind.CATEGORICAL, "source": "elsewhere.x", "id_space": "x"}, "is not users.X"),
         ({"kind": Kind.CATEGORICAL, "source": "watches.page", "id_space": "page"}, "one value for each watch"),
     ],

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from features.beam import make_pipeline, run
-from features.errors import ArtifactError
-from features.vocabulary import CountIds, Vocabulary, VocabularyConfig, add_counts, count_values
+from features.errors import ArtifactError, ConfigError
+from features.spec import Feature, Kind, Side
+from features.vocabulary import CountIds, Vocabulary, VocabularyConfig, add_counts, count_values, serving_row
 
 IDS = st.lists(st.none() | st.text(st.characters(codec="utf-8"), max_size=3), max_size=60)
 
@@ -114,3 +115,15 @@ def test_a_missing_or_foreign_file_is_named(tmp_path):
     pq.write_table(pa.table({"x": [1]}), tmp_path / "x.parquet")
     with pytest.raises(ArtifactError, match="expected columns id, count; found x"):
         Vocabulary.read(tmp_path / "x.parquet")
+
+
+@pytest.mark.parametrize(("value", "row"), [(2, 1), (2.0, 1), (True, 2), ("tv", 3), ("2", 1), ("", 0)])
+def test_a_serving_value_has_the_row_of_its_text(value: bool | int | float | str, row: int) -> None:
+    feature = Feature("f", Kind.CATEGORICAL, Side.QUERY, "request.f", "f", serving_value=value)
+    assert serving_row(feature, {"f": Vocabulary.of(["2", "true", "tv"])}) == row
+
+
+def test_a_serving_value_without_a_row_is_refused() -> None:
+    feature = Feature("f", Kind.CATEGORICAL, Side.QUERY, "request.f", "g", serving_value=1)
+    with pytest.raises(ConfigError, match=r"serving_value 1 is not in .* id space 'g', which begins with 2, true, tv;"):
+        serving_row(feature, {"g": Vocabulary.of(["2", "true", "tv"])})

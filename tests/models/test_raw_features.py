@@ -353,6 +353,8 @@ def test_serving_values_replace_logged_ones():
         (
             one("page", "request.page", "page", serving_value="watch next"),
             number("position", "request.position", Side.IMPRESSION, serving_value=0.0),
+            number("autoplay", "request.autoplay", serving_value=True),
+            one("slot", "request.slot", "hour", serving_value=7),
             SPEC["video_id"],
         )
     )
@@ -361,6 +363,8 @@ def test_serving_values_replace_logged_ones():
     found = features({"candidate_ids": tf.constant([[VIDEO_IDS[0], "", VIDEO_IDS[1]]])})
     assert found["page"].numpy().tolist() == [2]
     assert found["position"].numpy().tolist() == [[0.0, 0.0, 0.0]]
+    assert found["autoplay"].numpy().tolist() == [1.0]
+    assert found["slot"].numpy().tolist() == [8]  # the eighth of the ids "0" to "23"
 
 
 def test_hour_is_local():

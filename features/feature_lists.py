@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+import pyarrow as pa
 from pydantic import Field, model_validator
 
 from features.catalogue import HISTORY_SPACES
@@ -16,10 +17,10 @@ from features.errors import ConfigError
 from features.history import REQUIREMENTS, Derivation, derivation_of
 from features.settings import Settings
 from features.spec import Feature, FeatureConfig, FeatureSpec, Kind, Model, Normaliser, Side
-from features.tables import TABLES, has_table, table_columns
+from features.tables import TABLES, has_table, table_types
 
 Columns = Mapping[str, Collection[str]]
-"""Table name → its columns; a table that the run does not have is absent."""
+"""Table name → its columns, or column → type; a table that the run does not have is absent."""
 
 GENERATORS: tuple[Model, ...] = ("candidate_generator", "sequence_generator")
 """Models whose labels are next watches."""
@@ -105,9 +106,9 @@ class FeatureList(NamedTuple):
     left_out: list[tuple[str, str]]
 
 
-def columns_of(tables: Path) -> dict[str, frozenset[str]]:
-    """The tables of a run's `tables` folder and their columns."""
-    return {name: frozenset(table_columns(tables, name)) for name in TABLES if has_table(tables, name)}
+def columns_of(tables: Path) -> dict[str, dict[str, pa.DataType]]:
+    """The tables of a run's `tables` folder, their columns and the columns' types."""
+    return {name: table_types(tables, name) for name in TABLES if has_table(tables, name)}
 
 
 def default_candidate_features(columns: Columns, config: FeatureListConfig = DEFAULTS) -> FeatureList:
@@ -246,12 +247,14 @@ def _choose(model: Model, defaults: list[Feature], columns: Columns, config: Fea
         elif absent := absent_columns(feature, columns, model):
             left_out.append((feature.name, absent))
         else:
+            _refuse_unfit_types(feature, columns, model)
             kept.append(feature)
     for added in config.extra:
         if model not in added.models:
             continue
         feature = added.feature()
         _refuse_unfit(feature, columns, model)
+        _refuse_unfit_types(feature, columns, model)
         kept.append(feature)
     return FeatureList(FeatureSpec(tuple(kept)), left_out)
 
@@ -293,6 +296,16 @@ def _refuse_unfit_moment(feature: Feature, kind: Kind, where: str, model: Model)
             + (f" and id_space: {space}" if space else "")
             + (", leave max_length out" if feature.multivalent else "")
         )
+
+
+def _refuse_unfit_types(feature: Feature, columns: Columns, model: Model) -> None:
+    """Raises ConfigError where the type of the feature's column, if known, is not what the feature needs."""
+    if feature.source.startswith("history."):
+        return
+    for table, column in source_columns(feature, model):
+        types = columns[table]
+        if isinstance(types, Mapping):
+            feature.refuse_column(types[column])
 
 
 def absent_columns(feature: Feature, columns: Columns, model: Model) -> str | None:

@@ -122,6 +122,33 @@ class Feature:
     def multivalent(self) -> bool:
         return self.max_length is not None
 
+    def refuse_column(self, dtype: pa.DataType) -> None:
+        """Raises ConfigError where a column of users, videos, watches or requests of this type cannot be the feature.
+
+        A list of numbers stands for its largest, but in videos and watches; one value may stand for a list of it, but
+        in videos.
+        """
+        where, room = f"feature {self.name!r}: {self.source} ", self.source.split(".", 1)[0]
+        is_list = pa.types.is_list(dtype) or pa.types.is_large_list(dtype)
+        value = dtype.value_type if is_list else dtype
+        if pa.types.is_null(value):  # nothing is known of it
+            return
+        if pa.types.is_nested(value):
+            raise ConfigError(f"{where}is of type {dtype}; expected one value or a list of values")
+        if is_list and room == "watches":
+            raise ConfigError(f"{where}is a list at each watch; expected one value")
+        if self.kind == Kind.CATEGORICAL:
+            if is_list and not self.multivalent:
+                raise ConfigError(f"{where}is a list: set max_length")
+            if self.multivalent and not is_list and room == "videos":
+                raise ConfigError(f"{where}is one value: leave max_length out")
+        elif pa.types.is_string(value) or pa.types.is_large_string(value):
+            raise ConfigError(f"{where}is text: set kind: categorical, or make the source provide numbers")
+        elif is_list and room == "videos":
+            raise ConfigError(f"{where}is a list; expected one number")
+        elif pa.types.is_temporal(value) or not (pa.types.is_primitive(value) or pa.types.is_decimal(value)):
+            raise ConfigError(f"{where}is of type {dtype}; expected numbers")
+
     @property
     def column_input(self) -> str | None:
         """The raw input in which a client sends the feature's column, of users, of the request or of the watches.

@@ -137,7 +137,17 @@ def table_columns(folder: Path, name: str) -> list[str]:
     Raises:
       ArtifactError: there is no such table.
     """
-    return pq.read_schema(_required_files(folder, name)[0]).names
+    return list(table_types(folder, name))
+
+
+def table_types(folder: Path, name: str) -> dict[str, pa.DataType]:
+    """The columns of table `name` and their types, the same in all its parts.
+
+    Raises:
+      ArtifactError: there is no such table.
+    """
+    schema = pq.read_schema(_required_files(folder, name)[0])
+    return dict(zip(schema.names, schema.types, strict=True))
 
 
 def read_table(folder: Path, name: str, columns: Sequence[str] | None = None) -> pa.Table:

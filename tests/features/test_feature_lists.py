@@ -1,3 +1,7 @@
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 
@@ -5,13 +9,14 @@ from features.errors import ConfigError
 from features.feature_lists import (
     FeatureListConfig,
     IdSource,
+    columns_of,
     default_candidate_features,
     default_ranking_features,
     default_sequence_features,
     id_sources,
 )
 from features.history import REQUIREMENTS
-from features.spec import FeatureConfig, Kind, Model, Normaliser, Side
+from features.spec import Feature, FeatureConfig, Kind, Model, Normaliser, Side
 
 FULL = {
     "watches": {"user_id", "video_id", "timestamp", "watch_time_s", "device"},
@@ -200,6 +205,75 @@ def test_what_histories_are_matched_by_is_counted_though_no_feature_shows_it() -
     )
     spec = default_ranking_features(FULL, FeatureListConfig(without=("uploader",), extra=(channel,))).spec
     assert [s.id_space for s in id_sources({"ranker": spec}, FULL) if s.column == "uploader_id"] == ["channel"]
+
+
+TEXTS, NUMBERS = pa.list_(pa.string()), pa.list_(pa.float64())
+TYPED = {
+    "users": {"plan": pa.string(), "tags": TEXTS, "scores": NUMBERS, "born": pa.timestamp("us"), "fans": pa.int32(),
+              "nothing": pa.null(), "price": pa.decimal128(9, 2)},
+    "videos": {"kind": pa.string(), "tags": TEXTS, "scores": NUMBERS, "hd": pa.bool_()},
+    "watches": {"page": pa.string(), "tags": TEXTS},
+    "impressions": {"tab": pa.string(), "tags": pa.large_list(pa.string()), "trail": pa.list_(TEXTS)},
+}  # fmt: skip
+
+
+def ranker_feature(source: str, kind: str, length: int | None = None, columns: dict = TYPED) -> Feature:
+    side = Side.IMPRESSION if source.startswith("videos.") else Side.QUERY
+    entry = FeatureConfig(name="mine", source=source, kind=Kind(kind), max_length=length, side=side)
+    return default_ranking_features(columns, FeatureListConfig(extra=(entry,))).spec["mine"]
+
+
+@pytest.mark.parametrize(
+    ("source", "kind", "length", "message"),
+    [
+        ("users.tags", "categorical", None, "users.tags is a list: set max_length$"),
+        ("request.tags", "categorical", None, "request.tags is a list: set max_length$"),
+        ("videos.tags", "categorical", None, "videos.tags is a list: set max_length$"),
+        ("watches.tags", "categorical", 5, "watches.tags is a list at each watch; expected one value"),
+        ("videos.kind", "categorical", 4, "videos.kind is one value: leave max_length out"),
+        ("users.plan", "continuous", None, "users.plan is text: set kind: categorical"),
+        ("users.tags", "continuous", None, "users.tags is text"),
+        ("videos.kind", "continuous", None, "videos.kind is text"),
+        ("videos.scores", "continuous", None, "videos.scores is a list; expected one number"),
+        ("users.born", "continuous", None, "users.born is of type timestamp.us.; expected numbers"),
+        ("request.trail", "categorical", 3, "request.trail is of type list.*; expected one value or a list of values"),
+    ],
+)
+def test_a_column_of_another_type_is_refused_when_the_features_are_listed(
+    source: str, kind: str, length: int | None, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        ranker_feature(source, kind, length)
+
+
+@pytest.mark.parametrize(
+    ("source", "kind", "length"),
+    [
+        ("users.plan", "categorical", 3),
+        ("users.tags", "categorical", 3),
+        ("users.fans", "categorical", None),
+        ("users.nothing", "continuous", None),
+        ("users.price", "continuous", None),
+        ("users.fans", "continuous", None),
+        ("users.scores", "continuous", None),  # the largest
+        ("videos.hd", "continuous", None),
+        ("videos.tags", "categorical", 2),
+        ("request.tags", "categorical", 2),
+        ("watches.page", "categorical", 7),
+    ],
+)
+def test_a_column_of_a_fitting_type_is_taken(source: str, kind: str, length: int | None) -> None:
+    assert ranker_feature(source, kind, length).max_length == length
+
+
+def test_the_types_of_columns_are_read_off_the_tables(tmp_path: Path) -> None:
+    (tmp_path / "users").mkdir()
+    users = pa.table({"user_id": ["u"], "tags": pa.array([["x"]], pa.list_(pa.string()))})
+    pq.write_table(users, tmp_path / "users" / "part-0.parquet")
+    columns = columns_of(tmp_path)
+    assert columns == {"users": {"user_id": pa.string(), "tags": TEXTS}}
+    with pytest.raises(ConfigError, match="is a list: set max_length"):
+        ranker_feature("users.tags", "categorical", None, columns)
 
 
 @pytest.mark.parametrize("value", [True, 1, 1.5, "1", "true"])

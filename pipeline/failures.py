@@ -13,7 +13,7 @@ TRACEBACK = "UPNEXT_TRACEBACK"
 """Environment variable: where it is set, the traceback is shown too."""
 
 _ROOT = Path(__file__).resolve().parents[1]
-_ROOMS = ("features", "models", "serving", "pipeline")
+_ROOMS = ("features", "models", "serving", "pipeline", "benchmarks")
 _OUT_OF_SPACE = os.strerror(errno.ENOSPC)
 _OF_THE_SYSTEM = {
     errno.ENOSPC: "no space left; free some or choose another --workdir",

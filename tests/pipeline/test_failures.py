@@ -4,6 +4,7 @@ import errno
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,6 +16,9 @@ from features.artifacts import publish
 from features.errors import ArtifactError, DataError
 from pipeline.failures import one_line
 from pipeline.stages import damage_named
+
+
+ROOT = Path(__file__).parents[2]
 
 
 def raised_by(action) -> Exception:
@@ -75,6 +79,18 @@ def test_a_full_disk_that_tensorflow_or_beam_meets_is_not_told_as_memory() -> No
 def test_a_defect_tells_where_it_is() -> None:
     error = raised_by(lambda: damage_named(None).__enter__().missing)  # type: ignore[arg-type]
     assert one_line(error).startswith("unexpected AttributeError ")
+
+
+@pytest.mark.parametrize("room", ["features", "models", "serving", "pipeline", "benchmarks"])
+def test_a_failure_is_placed_at_the_innermost_line_of_ours(room: str) -> None:
+    files = [ROOT / "pipeline/cli.py", ROOT / room / "made_up.py", Path("/usr/lib/python3/json/decoder.py")]
+    action: Callable[[], object] = lambda: {}["x"]  # noqa: E731
+    for file in reversed(files):  # code that says it stands there, calling the one before
+        scope = {"action": action}
+        exec(compile("\n\ndef call(): action()\n", file, "exec"), scope)
+        action = scope["call"]
+    told = one_line(raised_by(action))
+    assert told.startswith(f"unexpected KeyError in {room}/made_up.py:3: 'x'")
 
 
 def test_the_damaged_file_is_named_in_place_of_a_library_s_words(tmp_path: Path) -> None:

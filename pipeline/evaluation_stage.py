@@ -238,12 +238,14 @@ def evaluate_ranker(run: Run) -> Findings:
     if config.trees is not None and not examples.num_examples(Part.VALIDATION):
         methods += [MethodFigures(variant.value, left_out=NO_VALIDATION) for variant in TreeVariant]
     elif config.trees is not None:
+        train, validation = (examples.folder / part.folder for part in (Part.TRAIN, Part.VALIDATION))
         with run.console.status("Gradient-boosted trees ...") as status:
             trees = fit_trees(
-                read_ranking_data(examples.folder / Part.TRAIN.folder, spec),
-                read_ranking_data(examples.folder / Part.VALIDATION.folder, spec),
+                read_ranking_data(train, spec),
+                read_ranking_data(validation, spec),
                 config.trees,
                 progress=lambda text: status.update(f"Gradient-boosted trees: {text} ..."),
+                validation_at_serving=read_ranking_data(validation, spec, at_serving=True),
             )
         clicks = evaluate_clicks(trees[TreeVariant.CLICK].predict(test), shown, bootstrap)
         best = best_variant(trees)

@@ -9,8 +9,9 @@ Three ways to order a list, and a click model:
 
 Every variant has the same budget: `trials` settings, the first fixed and the others drawn by the seed from one space,
 each with early stopping on validation. What is chosen and when to stop go by the validation part's weighted per-user
-loss (log loss for the click model). The chosen setting is fitted again on training and validation with its number of
-rounds, as the ranker is.
+loss (log loss for the click model), with features as at serving: so are the test part and the loss that the ranker's
+own validation tells. The chosen setting is fitted again on training and validation with its number of rounds, as the
+ranker is.
 """
 
 import time
@@ -135,8 +136,17 @@ def fit_trees(
     config: TreesConfig | None = None,
     variants: tuple[TreeVariant, ...] = tuple(TreeVariant),
     progress: Callable[[str], None] = lambda message: None,
+    validation_at_serving: RankingData | None = None,
 ) -> dict[TreeVariant, FittedTrees]:
     """Tunes every variant on validation and fits it on training and validation.
+
+    Args:
+      train: the training part, features as logged.
+      validation: the validation part, features as logged: what is fitted in the end.
+      config: the tuning budget.
+      variants: what is fitted.
+      progress: is told what is done at the moment.
+      validation_at_serving: the rows of `validation` as they are scored at serving: what is chosen by. None: as logged.
 
     Raises:
       DataError: the training part has only clicked or only unclicked impressions.
@@ -148,6 +158,7 @@ def fit_trees(
             f"ranking examples: {np.count_nonzero(clicked)} of {len(clicked)} training impressions are clicked; "
             "expected both kinds; check what counts as a click"
         )
+    judged = _sorted_by_group(validation if validation_at_serving is None else validation_at_serving)
     train, validation = _sorted_by_group(train), _sorted_by_group(validation)
     both = _sorted_by_group(train.joined(_with_other_groups(validation, train)))
     datasets = [_dataset(data, config) for data in (train, both)]
@@ -155,7 +166,7 @@ def fit_trees(
     for variant in variants:
         started = time.monotonic()
         progress(f"{variant}: {config.trials} settings on validation")
-        trials = _tune(variant, datasets[0], train, validation, config)
+        trials = _tune(variant, datasets[0], train, judged, config)
         progress(f"{variant}: fit on training and validation")
         _set_target(datasets[1], variant, both.impressions, train.impressions)
         parameters = _parameters(variant, trials[0].parameters, train.impressions, config)

@@ -8,15 +8,21 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any, NoReturn
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from rich.console import Console
 
 from features.artifacts import MANIFEST, read_manifest
 from features.example_reader import ExampleSet
 from features.splits import PARTS
 from features.tables import read_table
+from pipeline import config_file, evaluation_stage
+from pipeline.config import RunConfig
+from pipeline.evaluation.tree_features import RankingData
+from pipeline.run import Run
 from tests.end_to_end.command_line import stages_run, stages_skipped, start, upnext
 from tests.end_to_end.conftest import Funnel
 
@@ -73,6 +79,24 @@ def test_the_reports_hold_the_models_their_peers_and_the_best_possible(funnel: F
     ranking = {method["method"] for method in json.loads((reports / "ranking.json").read_text())["methods"]}
     assert {"two-tower", "popularity", "last-watch co-watch", "best possible (the truth)"} <= retrieval
     assert {"ranker", "LightGBM watch-time regression", "best possible (the truth)"} <= ranking
+
+
+def test_the_trees_are_chosen_by_the_validation_part_as_it_is_served(
+    funnel: Funnel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fit(train: RankingData, validation: RankingData, *_: object, **named: Any) -> NoReturn:
+        raise RuntimeError(validation, named["validation_at_serving"])
+
+    monkeypatch.setattr(evaluation_stage, "fit_trees", fit)
+    run = Run(funnel.folder, config_file.read_run(RunConfig, funnel.folder), (), Console(quiet=True))
+    with pytest.raises(RuntimeError) as given:
+        evaluation_stage.evaluate_ranker(run)
+    logged, served = given.value.args
+    others = [name != "position" for name in logged.names]
+    np.testing.assert_array_equal(logged.matrix[:, others], served.matrix[:, others])
+    position = logged.names.index("position")
+    assert len(np.unique(logged.matrix[:, position])) > 1
+    assert len(np.unique(served.matrix[:, position])) == 1
 
 
 def test_the_same_command_again_does_nothing_and_is_quick(funnel: Funnel) -> None:

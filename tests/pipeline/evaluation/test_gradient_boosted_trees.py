@@ -89,6 +89,29 @@ def test_the_reported_validation_loss_is_that_of_the_metric():
     assert constant - 0.1 < trees.validation_loss < constant
 
 
+def with_position(data, places):
+    matrix = np.concatenate([data.matrix, np.asarray(places, np.float32)[:, None]], axis=1)
+    return RankingData(matrix, (*data.names, "position"), data.categorical, data.impressions)
+
+
+def test_trees_are_chosen_at_serving_and_fitted_as_logged():
+    """The position tells whether a row was clicked: as logged nothing is left to lose, at serving it says nothing."""
+    config = TreesConfig(trials=1, max_rounds=1, threads=1)  # one round each, so that only the rows fitted differ
+    train, validation = log(0, 2000)[0], log(1, 2000)[0]
+    train, logged = (with_position(data, data.impressions.clicked) for data in (train, validation))
+    serving = with_position(validation, np.zeros(len(validation)))
+
+    def fit(fitted, judged=None):
+        variants = (TreeVariant.WATCH_TIME,)
+        return fit_trees(train, fitted, config, variants, validation_at_serving=judged)[TreeVariant.WATCH_TIME]
+
+    both = fit(logged, serving)
+    assert both.validation_loss == fit(serving).validation_loss > 0.3
+    assert fit(logged).validation_loss < 0.05
+    np.testing.assert_array_equal(both.predict(logged), fit(logged).predict(logged))
+    assert not np.array_equal(both.predict(logged), fit(serving).predict(logged))
+
+
 def test_a_second_fit_is_the_same():
     train, validation = log(0, 2000)[0], log(1, 1000)[0]
     config = TreesConfig(trials=1, max_rounds=10, threads=1)

@@ -5,7 +5,7 @@ configures.
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
@@ -30,7 +30,7 @@ from models.sequence_generator import SequenceConfig
 from models.two_tower import TwoTowerConfig
 from pipeline.evaluation.bootstrap import BootstrapConfig
 from pipeline.evaluation.gradient_boosted_trees import TreesConfig
-from pipeline.evaluation.retrieval_baselines import RetrievalBaselinesConfig
+from pipeline.evaluation.retrieval_baselines import Method, RetrievalBaselinesConfig
 from pipeline.evaluation.retrieval_metrics import RetrievalMetricsConfig
 from pipeline.protocols import with_protocol
 from pipeline.sources.files import FilesConfig
@@ -84,6 +84,11 @@ WITHOUT_A_MODEL: Mapping[str, Any] = {
 }
 """The generator where a configuration gives no model. On KuaiRand's validation day its recall@100 is 0.426; that of
 `TwoTowerConfig()`, the paper's network from random values, is 0.359."""
+
+
+def reported_name(name: str) -> str:
+    """A generator of the configuration as reports call it."""
+    return name.replace("_", "-")
 
 
 class GeneratorConfig(Settings):
@@ -180,13 +185,15 @@ class RunConfig(Settings):
         return with_protocol(value) if isinstance(value, Mapping) else value
 
     @model_validator(mode="after")
-    def _generators_have_folders_of_their_own(self) -> "RunConfig":
+    def _generators_have_folders_and_names_of_their_own(self) -> "RunConfig":
         for name in self.generators:
             if name == "ranker" or name.endswith(BRUTE_FORCE_SUFFIX):
                 raise ValueError(
                     f"generators.{name}: the name is taken by the folder of the ranker or of an exact index; "
                     "choose another"
                 )
+            if reported_name(name) in get_args(Method):
+                raise ValueError(f"generators.{name}: a peer has this name in the reports; choose another")
         return self
 
     @model_validator(mode="after")

@@ -13,6 +13,7 @@ from features.example_reader import ExampleSet
 from features.history import Derivation
 from features.splits import Part
 from models.sequence_generator import SequenceGenerator
+from pipeline.config import reported_name
 from pipeline.evaluation.baselines.interactions import RetrievalExamples
 from pipeline.evaluation.baselines.training_watches import read_training_watches
 from pipeline.evaluation.best_possible import best_possible_ranking, best_possible_retrieval, share_of_best
@@ -117,9 +118,9 @@ def evaluate_generators(run: Run) -> Findings:
 
     measured: dict[str, list[Measurement]] = {}
     for name in run.config.generators:
-        measured[_told(name)] = evaluate_retrieval(_scorer(run, name), test.targets, config.retrieval)
+        measured[reported_name(name)] = evaluate_retrieval(_scorer(run, name), test.targets, config.retrieval)
     methods = [_figures(name, figures) for name, figures in measured.items()]
-    first = _told(next(iter(run.config.generators)))
+    first = reported_name(next(iter(run.config.generators)))
 
     features = run.specs[GENERATOR].features
     shown = [f.name for f in features if f.source == f"history.{Derivation.SHOWN_VIDEO_IDS}"]
@@ -288,11 +289,6 @@ def evaluate_ranker(run: Run) -> Findings:
     ]
     found |= {"differences": peers, "calibration": calibrations}
     return Findings(methods, views, found, calibrations)
-
-
-def _told(name: str) -> str:
-    """A generator of the configuration as reports call it."""
-    return name.replace("_", "-")
 
 
 def _scorer(run: Run, name: str) -> Scorer:

@@ -69,6 +69,12 @@ def test_a_generator_cannot_have_the_folder_of_another_model(name: str) -> None:
         config_of(bags={}, **{name: SEQUENCES})
 
 
+def test_a_generator_cannot_have_the_name_of_a_peer_in_the_reports() -> None:
+    with pytest.raises(ValidationError, match=r"generators\.popularity: a peer has this name in the reports"):
+        config_of(popularity={})
+    assert list(config_of(recent_popularity={}).generators) == ["recent_popularity"]  # reported as recent-popularity
+
+
 def test_a_further_process_takes_part_in_what_the_publishing_one_trains_and_in_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

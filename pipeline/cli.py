@@ -87,7 +87,9 @@ def interruptions_kept() -> Iterator[None]:
 
 
 def _interrupted() -> NoReturn:
-    _say("interrupted:", "run the same command again to continue")
+    """Stages continue; what is no run begins again."""
+    begins_again = sys.argv[1:2] in (["simulate"], ["recommend"], ["configs"])
+    _say("interrupted:", f"run the same command again to {'begin again' if begins_again else 'continue'}")
     sys.stdout.flush()
     # Threads of libraries would keep the process until their work is done.
     os._exit(INTERRUPTED)

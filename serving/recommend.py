@@ -82,6 +82,7 @@ class Recommender:
         self._lists = lists or FeatureListConfig()
         self._models = []  # a signature does not keep its model
         self._retrieval: dict[str, ConcreteFunction] = {}
+        self._nominations: dict[str, int] = {}
         self._ranking: ConcreteFunction | None = None
         for folder in models:
             manifest = read_manifest(folder)
@@ -90,6 +91,7 @@ class Recommender:
                 self._ranking = self._models[-1].signatures[RANKING]
             else:
                 self._retrieval[manifest["source"]] = self._models[-1].signatures[RETRIEVAL]
+                self._nominations[manifest["source"]] = manifest["k"]
 
     def recommend(
         self, user_id: str, count: int = 10, now: datetime | None = None, request: Mapping[str, Any] | None = None
@@ -117,6 +119,8 @@ class Recommender:
         notes = self._notes(user_id, now, watched)
         if not rows:
             notes.append(f"nothing is left to recommend: user {user_id!r} watched every video of the index")
+        elif len(rows) < count:
+            notes.append(self._fewer(len(rows), count))
         if self._ranking is None:
             notes.append("no ranker is exported: ordered by the candidate generators")
         elif rows:
@@ -167,6 +171,13 @@ class Recommender:
         watches = watches.set_column(watches.column_names.index("timestamp"), "timestamp", known)
         watches = watches.filter(pc.less(known, pa.scalar(now, TIMESTAMP)))
         return watches.sort_by([(column, "ascending") for column in columns[1:]])["video_id"].to_pylist()[::-1]
+
+    def _fewer(self, found: int, count: int) -> str:
+        most = ", ".join(f"{source} {k}" for source, k in self._nominations.items())
+        return (
+            f"{found} of the {count} videos asked for: each candidate generator nominates at most "
+            f"export.retrieval.k ({most}) that the user has not watched"
+        )
 
     def _notes(self, user_id: str, now: datetime, watched: list[str]) -> list[str]:
         if watched:

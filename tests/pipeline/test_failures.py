@@ -17,7 +17,6 @@ from features.errors import ArtifactError, DataError
 from pipeline.failures import one_line
 from pipeline.stages import damage_named
 
-
 ROOT = Path(__file__).parents[2]
 
 
@@ -112,15 +111,15 @@ import sys
 from pipeline import cli, funnel
 def fail(*arguments, **named):
     raise {raised}
-funnel.run_funnel = fail
-sys.argv = ["upnext", "run", "demo"]
+funnel.run_funnel = funnel.simulate_to = fail
+sys.argv = ["upnext", {command!r}, "demo"]
 cli.main()
 """
 
 
-def ending(raised: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def ending(raised: str, command: str = "run", **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", FAIL.format(raised=raised)],
+        [sys.executable, "-c", FAIL.format(raised=raised, command=command)],
         capture_output=True,
         text=True,
         check=False,
@@ -142,6 +141,12 @@ def test_an_interruption_is_one_line_and_exit_code_130() -> None:
     ended = ending("KeyboardInterrupt")
     assert ended.returncode == 130
     assert ended.stderr == "interrupted: run the same command again to continue\n"
+
+
+def test_an_interrupted_simulation_does_not_promise_to_continue() -> None:
+    ended = ending("KeyboardInterrupt", "simulate")
+    assert ended.returncode == 130
+    assert ended.stderr == "interrupted: run the same command again to begin again\n"
 
 
 DEVICES = """

@@ -201,6 +201,14 @@ def test_an_unknown_user_gets_a_list_and_a_note(recommender: Recommender):
     assert found.notes == ["user 'nobody 👤' is not in the log: recommended as to a user about whom nothing is known"]
 
 
+def test_a_list_shorter_than_asked_for_says_what_bounds_it(recommender: Recommender):
+    found = recommender.recommend("nobody", count=500)
+    assert len(found.rows) == 40  # k
+    told = "40 of the 500 videos asked for: each candidate generator nominates at most export.retrieval.k "
+    assert any(note.startswith(f"{told}(candidate_generator 40)") for note in found.notes)
+    assert not any("asked for" in note for note in recommender.recommend("nobody", count=40).notes)
+
+
 def test_a_ranker_that_is_not_given_does_not_order_though_it_lies_beside(export: Path, platform: Platform):
     found = Recommender([export / "retrieval/1"], platform.run / "tables", LISTS).recommend("nobody", count=5)
     scores = [row.retrieval_scores for row in found.rows]

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
-from features.artifacts import publish, read_manifest
+from features.artifacts import publish, read_manifest, require_replaceable
 from features.errors import ConfigError
 from features.tables import read_table
 from pipeline import config_file, data_stages, evaluation_stage, export_stage, model_stages
@@ -271,7 +271,12 @@ def _recommender(folder: Path, config: RunConfig) -> Recommender:
 
 
 def simulate_to(output: Path, overrides: Sequence[str], console: Console) -> None:
-    """Publishes a simulated platform's tables and truth at `output`."""
+    """Publishes a simulated platform's tables and truth at `output`.
+
+    Raises:
+      ArtifactError: `output` holds something that was not published.
+    """
+    require_replaceable(output)
     value: dict = {}
     for override in overrides:
         config_file.apply_override(value, override)

@@ -108,6 +108,17 @@ def test_a_stage_alone_refuses_what_another_configuration_left_and_the_configura
     assert "(source.tables.watches.nulls was [" in refused
 
 
+def test_own_files_where_something_is_to_be_published_are_refused_and_stay(logs: Logs) -> None:
+    own = (logs.folder / "logs/mine.csv", logs.run / "tables/mine.csv")
+    for path in own:
+        path.parent.mkdir(parents=True)
+        path.write_text("1,2")
+    error = upnext("simulate", own[0].parent, "--set", "users=20").error()
+    assert error.startswith(f"{own[0].parent}: expected nothing there, or a folder that was published")
+    assert logs("ingest").error().startswith(f"{own[1].parent}: expected nothing there, or a folder that was published")
+    assert [path.read_text() for path in own] == ["1,2", "1,2"]
+
+
 def test_a_wrong_column_is_named_with_the_columns_there_are(logs: Logs) -> None:
     logs.table("watches", "user,video_id,timestamp", [("a", "b", START)])
     error = logs("run").error()

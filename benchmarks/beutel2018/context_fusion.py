@@ -81,7 +81,7 @@ def reproduce(request: Request) -> None:
 def with_time_of_week(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a run whose sequences have the request's time of the week."""
     source = {"name": "time_of_week", "source": "request.time_of_week", "kind": "continuous"}
-    scale = {"normaliser": "scale", "high": 604_800, "models": ["sequence_generator"]}
+    scale = {"normaliser": "scale", "low": 0, "high": 604_800, "models": ["sequence_generator"]}
     return {**settings, "features": {**settings["features"], "extra": [{**source, **scale}]}}
 
 

@@ -16,9 +16,11 @@ _AT_ONCE = 65_536
 def catalogue_vectors(generator: CandidateGenerator, catalogue: pa.Table) -> np.ndarray:
     """float32 `[videos, dimension]`; a video without a class has what its attributes give it."""
     columns = {name: padded_rows(catalogue[name]) for name in generator.video_columns}
-    embed = tf.function(generator.video_embeddings, reduce_retracing=True)
     parts = [
-        embed({name: tf.constant(rows[start : start + _AT_ONCE]) for name, rows in columns.items()}).numpy()
+        # Not traced: a graph for each look at the vectors costs more than its few gathers, and TensorFlow warns of it.
+        generator.video_embeddings(
+            {name: tf.constant(rows[start : start + _AT_ONCE]) for name, rows in columns.items()}
+        ).numpy()
         for start in range(0, len(catalogue), _AT_ONCE)
     ]
     return np.concatenate(parts)

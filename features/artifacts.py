@@ -67,7 +67,7 @@ def publish(folder: Path, manifest: dict[str, Any]) -> Iterator[Path]:
 
 
 def require_replaceable(folder: Path) -> None:
-    """What may give way to a published folder: nothing, an empty folder, or one that was published.
+    """What may give way to a published folder: nothing, an empty folder, or one with what was published and no more.
 
     Raises:
       ArtifactError: something else stands there.
@@ -80,13 +80,19 @@ def require_replaceable(folder: Path) -> None:
     if not names:
         return
     try:
-        _parsed(folder / MANIFEST)
+        _, published = _parsed(folder / MANIFEST)
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         found = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
         raise ArtifactError(
             f"{folder}: expected nothing there, or a folder that was published with its {MANIFEST}, found {found}; "
             "nothing was replaced; move it away or choose another folder"
         ) from error
+    files = (path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if not path.is_dir())
+    if added := [name for name in files if name not in published and name != MANIFEST]:
+        raise ArtifactError(
+            f"{folder}: expected what was published there, found {added[0]} besides ({len(added)} such); nothing was "
+            "replaced; move it away or choose another folder"
+        )
 
 
 def discard(folder: Path) -> None:

@@ -56,6 +56,16 @@ def test_a_folder_that_was_never_published_is_refused_and_stays(tmp_path: Path, 
     assert list(tmp_path.iterdir()) == [logs]
 
 
+def test_what_was_added_to_a_published_folder_is_not_lost(tmp_path: Path) -> None:
+    with publish(tmp_path / "out", {}) as folder:
+        (folder / "a.txt").write_text("ours")
+    (tmp_path / "out" / "sub").mkdir()
+    (tmp_path / "out" / "sub" / "mine.csv").write_text("mine")
+    with pytest.raises(ArtifactError, match=r"found sub/mine.csv besides \(1 such\)"), publish(tmp_path / "out", {}):
+        raise AssertionError("the work began")
+    assert (tmp_path / "out" / "sub" / "mine.csv").read_text() == "mine"
+
+
 def test_a_folder_that_came_while_the_work_went_on_is_refused_and_stays(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="found mine"), publish(tmp_path / "out", {}):
         (tmp_path / "out").mkdir()

@@ -42,7 +42,7 @@ def publish(folder: Path, manifest: dict[str, Any]) -> Iterator[Path]:
     SHA-256 of every file are added under `files`. On any error nothing appears at `folder`.
 
     Raises:
-      ArtifactError: what stands at `folder` was not published, so it is not replaced.
+      ArtifactError: what stands at `folder`, or some of it, was not published, so it is not replaced.
     """
     folder = Path(folder)
     require_replaceable(folder)

@@ -348,12 +348,11 @@ class IdSource(NamedTuple):
     column: str
 
 
-def id_sources(specs: Mapping[Model, FeatureSpec], columns: Columns) -> tuple[IdSource, ...]:
+def id_sources(specs: Mapping[Model, FeatureSpec]) -> tuple[IdSource, ...]:
     """Every (id space, table, column) that the specs' features are made of, without repeats.
 
     Args:
       specs: model → its features.
-      columns: what the tables have.
     """
     shown = tuple(dict.fromkeys(_id_sources(specs)))
     counted = {(table, column) for _, table, column in shown}

@@ -18,7 +18,7 @@ from features.example_sets import (
     SequenceExamplesJob,
     build_examples,
 )
-from features.feature_lists import columns_of, id_sources
+from features.feature_lists import id_sources
 from features.leakage import check_leakage
 from features.shards import write_shards
 from features.spec import Side
@@ -88,7 +88,7 @@ def ingest_tables(run: Run) -> None:
 
 def analyze(run: Run) -> None:
     """Publishes `features/vocabularies`, `features/statistics`, `features/catalogue` and `reports/statistics`."""
-    requests = vocabulary_requests(id_sources(run.specs, columns_of(run.tables)))
+    requests = vocabulary_requests(id_sources(run.specs))
     analyze_tables(
         run.tables, run.features, requests, run.split, run.config.analysis, run.beam_args, console=run.console
     )

@@ -300,7 +300,7 @@ def _differences(before: Any, now: Any, path: tuple[str, ...]) -> Iterator[str]:
 
 
 def _make_room(stage: Stage, run: Path) -> None:
-    """Refuses folders that no stage left before the work begins; one that a stage left and lost its manifest goes."""
+    """Refuses folders that no stage left before the work begins; one that a stage left goes, whatever it holds now."""
     left = {name for record in _records(run) for name in record.outputs}
     for name in stage.outputs:
         try:

@@ -29,11 +29,10 @@ ROWS_PER_SHARD = 312_500
 
 def analysis(tables: Path, folder: Path, beam_args: Sequence[str]) -> Mapping[str, Mapping[str, float]]:
     """Vocabularies and statistics, then the catalogue."""
-    columns = columns_of(tables)
     specs = _specs(tables)
     split = resolve(SplitConfig(), END_US - 1)
     started = time.perf_counter()
-    requests = vocabulary_requests(id_sources(specs, columns))
+    requests = vocabulary_requests(id_sources(specs))
     analyze_tables(tables, folder / "features", requests, split, beam_args=beam_args)
     analysed = time.perf_counter()
     sizes = read_manifest(folder / "features" / "vocabularies")["sizes"]

@@ -150,6 +150,11 @@ def kept_users(run: Run, lengths: Lengths) -> tuple[int, float]:
     return len(kept), float(kept.mean())
 
 
+def best_baseline(judged: Mapping[str, Judged]) -> str:
+    """The recurrent cell or Caser, whichever validates better."""
+    return best_on_validation(judged, BASELINE_NAMES)
+
+
 def uplift(first: Sequence[Measurement], second: Sequence[Measurement]) -> Measurement:
     """How much higher the first is, as a share of the second: both averaged over trainings, over the same draws."""
     above, below = mean_of_seeds(first), mean_of_seeds(second)
@@ -160,7 +165,7 @@ def uplift(first: Sequence[Measurement], second: Sequence[Measurement]) -> Measu
 
 def claims_of(name: str, judged: Mapping[str, Judged]) -> list[Claim]:
     """Both mixtures are above the better baseline."""
-    best = best_on_validation(judged, BASELINE_NAMES)
+    best = best_baseline(judged)
     return [
         claim(
             f"{name}: {mixture} over {best}, {MAP} {uplift(_map(judged, mixture), _map(judged, best)).value:+.1%}",
@@ -180,7 +185,7 @@ def uplift_table(found: Mapping[str, Mapping[str, Judged]]) -> ResultTable:
     """Every model's uplift over the better baseline, a row for each variant of the log."""
     rows: list[list[Cell]] = []
     for name, judged in found.items():
-        best = best_on_validation(judged, BASELINE_NAMES)
+        best = best_baseline(judged)
         uplifts: list[Cell] = [uplift(_map(judged, model), _map(judged, best)).figure for model in judged]
         rows.append([name, best, *uplifts])
     columns = ["variant", "best baseline", *next(iter(found.values()))]
@@ -192,7 +197,7 @@ def metrics_table(found: Mapping[str, Mapping[str, Judged]]) -> ResultTable:
     """The metrics themselves."""
     rows: list[list[Cell]] = []
     for name, judged in found.items():
-        base = mean_of_seeds(_map(judged, best_on_validation(judged, BASELINE_NAMES)))
+        base = mean_of_seeds(_map(judged, best_baseline(judged)))
         for model, each in judged.items():
             figures: list[Cell] = [mean_of_seeds(each.measured[metric]).figure for metric in METRICS]
             mean = mean_of_seeds(each.measured[MAP])
@@ -223,10 +228,7 @@ def plot(found: Mapping[str, Mapping[str, Judged]]) -> Plot:
     axes = canvas.subplots()
     names = list(next(iter(found.values())))
     for offset, model in enumerate(names):
-        figures = [
-            uplift(_map(judged, model), _map(judged, best_on_validation(judged, BASELINE_NAMES))).figure
-            for judged in found.values()
-        ]
+        figures = [uplift(_map(judged, model), _map(judged, best_baseline(judged))).figure for judged in found.values()]
         errors = [[f.value - f.low for f in figures], [f.high - f.value for f in figures]]
         places = [group + 0.2 * (offset - 1.5) for group in range(len(found))]
         axes.bar(places, [f.value for f in figures], 0.18, yerr=errors, capsize=2, label=model)

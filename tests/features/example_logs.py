@@ -65,9 +65,8 @@ def vocabularies(
     tables: Mapping[str, pa.Table], split: Split, specs: Mapping[Any, FeatureSpec]
 ) -> dict[str, Vocabulary]:
     """Vocabularies of the training part, counted without Beam."""
-    columns = {name: frozenset(rows.column_names) for name, rows in tables.items()}
     counted: dict[str, list[pa.ChunkedArray]] = {}
-    for request in vocabulary_requests(id_sources(specs, columns)):
+    for request in vocabulary_requests(id_sources(specs)):
         rows = tables[request.table]
         if request.table in PARTITIONED:
             rows = rows.filter(pa.array(split.fits(times_us(rows), rows["user_id"].combine_chunks())))

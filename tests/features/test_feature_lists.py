@@ -191,20 +191,20 @@ def test_what_is_made_of_the_moment_can_be_added_as_what_it_is() -> None:
 
 def test_what_histories_are_matched_by_is_counted_though_no_feature_shows_it() -> None:
     shown = default_ranking_features(FULL, FeatureListConfig(without=("uploader", "topics")))
-    found = id_sources({"ranker": shown.spec}, FULL)
+    found = id_sources({"ranker": shown.spec})
     assert {"uploader", "topics"}.isdisjoint(feature.name for feature in shown.spec.features)
     assert IdSource("uploader", "videos", "uploader_id") in found
     assert IdSource("topic", "videos", "topics") in found
 
     matched = (*(d.value for d, need in REQUIREMENTS.items() if ("videos", "topics") in need.columns), "topics")
     spec = default_ranking_features(FULL, FeatureListConfig(without=matched)).spec
-    assert not [source for source in id_sources({"ranker": spec}, FULL) if source.column == "topics"]
+    assert not [source for source in id_sources({"ranker": spec}) if source.column == "topics"]
 
     channel = FeatureConfig(
         name="channel", source="videos.uploader_id", kind=Kind.CATEGORICAL, side=Side.IMPRESSION, id_space="channel"
     )
     spec = default_ranking_features(FULL, FeatureListConfig(without=("uploader",), extra=(channel,))).spec
-    assert [s.id_space for s in id_sources({"ranker": spec}, FULL) if s.column == "uploader_id"] == ["channel"]
+    assert [s.id_space for s in id_sources({"ranker": spec}) if s.column == "uploader_id"] == ["channel"]
 
 
 TEXTS, NUMBERS = pa.list_(pa.string()), pa.list_(pa.float64())
@@ -288,7 +288,7 @@ def test_ids_are_counted_where_the_features_take_them_from() -> None:
         "candidate_generator": default_candidate_features(FULL).spec,
         "ranker": default_ranking_features(FULL).spec,
     }
-    found = set(id_sources(specs, FULL))
+    found = set(id_sources(specs))
     assert found == {
         IdSource("video", "watches", "video_id"),
         IdSource("clicked_video", "impressions", "video_id"),

@@ -82,7 +82,7 @@ def platform(tmp_path_factory: pytest.TempPathFactory) -> Platform:
         "candidate_generator": default_candidate_features(columns, LISTS).spec,
         "ranker": default_ranking_features(columns, LISTS).spec,
     }
-    analyze_tables(tables, features, vocabulary_requests(id_sources(specs, columns)), split)
+    analyze_tables(tables, features, vocabulary_requests(id_sources(specs)), split)
     vocabularies = {file.stem: Vocabulary.read(file) for file in (features / "vocabularies").glob("*.parquet")}
     build_catalogue(tables, features, vocabularies, specs.values())
     write_shards(tables, run / "shards")

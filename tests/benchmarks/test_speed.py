@@ -17,7 +17,7 @@ from benchmarks.speed.analysis import rank_error
 from benchmarks.speed.event_logs import DAYS, END_US, LogSize, write_logs
 from benchmarks.speed.measuring import in_turn, median_ratio, run_process
 from benchmarks.speed.peers import Peers
-from benchmarks.speed.retrieval import averaging_tower
+from benchmarks.speed.retrieval import K, averaging_tower, own_contenders
 from benchmarks.speed.training_models import SoftmaxSizes, TowerSizes, tower_spec
 from benchmarks.speed.training_step import _our_loss, _tensorflow_loss, gradient_difference
 from benchmarks.speed.video_vectors import DIMENSION, nearest, queries, recall, video_space, watched_rows
@@ -94,6 +94,20 @@ def test_the_timed_tower_averages_the_watched_videos():
     found = model.query_embeddings(features).numpy()
     np.testing.assert_allclose(found, queries(space, watched), rtol=1e-5, atol=1e-5)
     assert found.shape == (3, DIMENSION)
+
+
+def test_a_session_and_a_python_call_answer_a_request_alike(tmp_path: Path) -> None:
+    space = video_space(2_000)
+    watched = watched_rows(space, 4)
+    by_session, by_python = (contender.search() for contender in own_contenders(space, watched, tmp_path, smoke=True))
+    np.testing.assert_array_equal(by_session[1], by_python[1])
+    assert by_session[1].shape == (4, K)
+    asked = queries(space, watched)
+    for query, seen, found in zip(asked, watched, by_session[1], strict=True):
+        scores = space.vectors @ query
+        assert not set(found) & set(seen)
+        assert (np.diff(scores[found]) <= 1e-5).all()
+    assert all(len(latencies) == 4 and min(latencies) > 0 for latencies, _ in (by_session, by_python))
 
 
 def test_gradients_of_another_loss_differ():

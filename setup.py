@@ -49,7 +49,7 @@ setup(
         ],
     },
     entry_points={
-        "console_scripts": ["upnext = pipeline.cli:main"],
+        "console_scripts": ["upnext = pipeline.__main__:main"],
         "upnext.commands": ["reproduce = benchmarks.command_line:add_commands"],
     },
     classifiers=[

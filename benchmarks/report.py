@@ -25,6 +25,7 @@ from rich.table import Table
 from features.artifacts import file_sha256
 from features.errors import DataError
 from pipeline.evaluation.figures import Difference, Figure, to_json
+from pipeline.huge_pages import VARIABLE
 
 Cell = str | int | float | Figure | Difference | None
 """What a table holds: a figure or a difference is shown with its interval, None as a dash."""
@@ -41,11 +42,13 @@ class Machine:
     python: str
     tensorflow: str
     date: str
+    glibc_tunables: str
 
     def __str__(self) -> str:
+        tunables = f", GLIBC_TUNABLES={self.glibc_tunables}" if self.glibc_tunables else ""
         return (
             f"{self.cpu}, {self.cores} cores, {self.memory_gib:.0f} GiB, {self.system}, Python {self.python}, "
-            f"TensorFlow {self.tensorflow}, {self.date}"
+            f"TensorFlow {self.tensorflow}{tunables}, {self.date}"
         )
 
 
@@ -59,6 +62,7 @@ def machine() -> Machine:
         python=platform.python_version(),
         tensorflow=package_version("tensorflow"),
         date=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        glibc_tunables=os.environ.get(VARIABLE, ""),
     )
 
 

@@ -6,8 +6,6 @@ FROM python:3.12-slim
 
 ARG EXTRA=""
 ENV PIP_NO_CACHE_DIR=1 PYTHONUNBUFFERED=1
-# Huge pages for large embedding tables, where the kernel gives them to who asks.
-ENV GLIBC_TUNABLES=glibc.malloc.hugetlb=1
 
 # LightGBM and ScaNN need the OpenMP runtime.
 RUN apt-get update && apt-get install --yes --no-install-recommends libgomp1 && rm -rf /var/lib/apt/lists/*

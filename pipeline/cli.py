@@ -15,6 +15,8 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 
+from pipeline.huge_pages import restart_with_huge_pages
+
 app = typer.Typer(
     name="upnext",
     help="YouTube's published recommenders on your own platform's logs.",
@@ -42,7 +44,7 @@ COMMANDS = "upnext.commands"
 
 
 def main() -> None:
-    """Entry point: an error is one line and exit code 1, an interruption one line and 130, never a traceback."""
+    """The command line: an error is one line and exit code 1, an interruption one line and 130, never a traceback."""
     try:
         with interruptions_kept():
             complete_app()()
@@ -198,4 +200,5 @@ def complete_app() -> typer.Typer:
 
 
 if __name__ == "__main__":
+    restart_with_huge_pages()
     main()

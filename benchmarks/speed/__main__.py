@@ -10,6 +10,7 @@ from pathlib import Path
 from benchmarks.report import results_folder
 from benchmarks.speed import NAMES, Request
 from benchmarks.speed.peers import Peers
+from pipeline.huge_pages import restart_with_huge_pages
 
 
 def main(arguments: list[str]) -> None:
@@ -41,4 +42,5 @@ def run_all(options: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    restart_with_huge_pages()  # as the command does; processes that are started here inherit it, peers too
     main(sys.argv[1:])

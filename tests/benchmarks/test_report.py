@@ -107,6 +107,13 @@ def test_the_machine_is_named() -> None:
     assert str(here.cores) in str(here)
 
 
+def test_settings_of_the_memory_are_named_with_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
+    assert ", GLIBC_TUNABLES=glibc.malloc.hugetlb=1, 20" in str(machine())
+    monkeypatch.delenv("GLIBC_TUNABLES")
+    assert "GLIBC_TUNABLES" not in str(machine())
+
+
 def test_results_go_beside_the_benchmarks_only_within_a_checkout(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

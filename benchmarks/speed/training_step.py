@@ -33,6 +33,7 @@ from benchmarks.speed.training_models import (
 from features.errors import DataError
 from models.sampled_softmax import SampledSoftmax
 from models.samplers import LABEL_EXPECTED_COUNT, NEGATIVES, NEGATIVES_EXPECTED_COUNT
+from pipeline.huge_pages import VARIABLE
 
 TARGETS = {
     "times as fast as tf.nn.sampled_softmax_loss, 20,000 negatives": 1.8,
@@ -118,7 +119,7 @@ def _softmax(request: Request) -> tuple[ResultTable, float, float]:
             rows,
             [
                 "Forward, backward and update of the table; medians of turns, ratios by turn. Gradients of ours and of "
-                f"tf.nn.sampled_softmax_loss differ by at most {difference:.1e} of the largest.",
+                f"tf.nn.sampled_softmax_loss differ by at most {difference:.1e} of the largest. {_memory()}",
                 *notes,
             ],
             digits=2,
@@ -208,7 +209,7 @@ def _towers(request: Request) -> ResultTable:
         f"{sizes.sampled:,} negatives",
         ["model", "milliseconds", "times ours"],
         [[name, statistics.median(s) * 1e3, median_ratio(seconds["ours"], s)] for name, s in seconds.items()],
-        ["Adagrad everywhere; PyTorch with sparse embedding bags.", *notes],
+        [f"Adagrad everywhere; PyTorch with sparse embedding bags. {_memory()}", *notes],
         digits=2,
     )
 
@@ -244,12 +245,18 @@ def _table_sizes(request: Request) -> tuple[ResultTable, float]:
             rows,
             [
                 f"Same batch: {counts[0]:,} videos by Zipf's law, spread over the table, so that only the table grows. "
-                "Drawn from all: Zipf's law over the whole table, where a batch meets more different rows."
+                f"Drawn from all: Zipf's law over the whole table, where a batch meets more different rows. {_memory()}"
             ],
             digits=2,
         ),
         float(rows[-1][2]),
     )
+
+
+def _memory() -> str:
+    """Of the C library, which gives out the tables of TensorFlow and of PyTorch."""
+    given = os.environ.get(VARIABLE)
+    return f"{VARIABLE}={given} in all processes, peers too." if given else f"{VARIABLE} is not set."
 
 
 def _threads() -> int:

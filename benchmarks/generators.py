@@ -44,6 +44,7 @@ def simulator_settings(full: bool) -> dict[str, Any]:
         "name": "generators",
         "source": {"kind": "simulator", **(scale if full else SMOKE_PLATFORM)},
         "split": {"t0": "2025-02-01T00:00:00Z" if full else "2025-01-12T00:00:00Z", "gap_hours": 0, "refit": False},
+        "features": {"without": ["recent_watched_video_ids"]},
         "candidate_examples": {"labels_per_user": 24, "evaluation_labels_per_user": None},
         "generators": {NAME: {"model": model, "training": training}},
         "ranker": None,

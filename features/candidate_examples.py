@@ -59,7 +59,7 @@ class CandidateExamplesConfig(Settings):
 
     label_choice: LabelChoice = LabelChoice.ROLLBACK
     """`rollback` or `random_hold_out`; validation, test and sequences are always next watches (rollback)."""
-    labels_per_user: int = Field(default=16, ge=1)
+    labels_per_user: int = Field(default=50, ge=1)
     """Training labels of a user at most, chosen by a seeded hash; all users weigh the same."""
     evaluation_labels_per_user: int | None = Field(default=16, ge=1)
     """Validation and test labels of a user at most; None: all."""

@@ -48,6 +48,8 @@ class FeatureListConfig(Settings):
     """Searches before the snapshot that features may use."""
     max_watched_videos: int = Field(default=50, ge=1)
     """Watched videos in the bag (section 3.5: 50)."""
+    max_recent_videos: int = Field(default=5, ge=1)
+    """Last watched videos in a bag of their own beside the one of all (beyond the paper)."""
     max_sequence_length: int | None = Field(default=None, ge=1)
     """Watches in a sequence, at most `watch_window` (None: as many); of a longer history the last ones are kept."""
     max_search_tokens: int = Field(default=50, ge=1)
@@ -114,6 +116,8 @@ def columns_of(tables: Path) -> dict[str, dict[str, pa.DataType]]:
 def default_candidate_features(columns: Columns, config: FeatureListConfig = DEFAULTS) -> FeatureList:
     """The candidate generator's inputs (Covington et al. 2016, sections 3.2 and 3.3).
 
+    Beyond the paper, the last few watches are a bag beside that of all watches.
+
     Query features are columns of the example set. Impression features are attributes of the output videos, read from
     the catalogue by the model and not written into examples.
 
@@ -130,6 +134,7 @@ def default_candidate_features(columns: Columns, config: FeatureListConfig = DEF
         _number("logged_in", "users.logged_in", scale),
         _number("age", "users.age", scale, high=config.oldest_age_years),
         _example_age(config),
+        _bag("recent_watched_video_ids", "history.watched_video_ids", "video", config.max_recent_videos),
         _id("uploader", "videos.uploader_id", "uploader", Side.IMPRESSION),
         _bag("topics", "videos.topics", "topic", config.max_topics, Side.IMPRESSION),
     ]

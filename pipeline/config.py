@@ -81,9 +81,13 @@ _WITHOUT_INDEX = {Loss.HIERARCHICAL: "hierarchical softmax", Loss.CO_WATCHED: "s
 WITHOUT_A_MODEL: Mapping[str, Any] = {
     "model": {"kind": "two_tower", "depth": 1, "projection": True, "dropout": 0.2},
     "co_watch_start": {},
+    "training": {"batch_size": 512, "epochs": 30, "patience": 3},
 }
-"""The generator where a configuration gives no model. On KuaiRand's validation day its recall@100 is 0.426; that of
-`TwoTowerConfig()`, the paper's network from random values, is 0.359."""
+"""The generator where a configuration gives no model; settings of `training` that are given replace its own.
+
+From watches alone, MAP@20 on validation, beside the same model in ten passes of batches of 1,024 that stop after two
+without a better one, 16 labels a user and no bag of recent watches: MovieLens latest-small 0.056 for 0.023, a simulated
+log 0.055 for 0.040, KuaiRand 0.026 for 0.025."""
 
 
 def reported_name(name: str) -> str:
@@ -94,8 +98,8 @@ def reported_name(name: str) -> str:
 class GeneratorConfig(Settings):
     """A candidate generator and its training.
 
-    Without `model` it is `WITHOUT_A_MODEL`. `model.preset` names one of the paper's configurations of the model's kind
-    (`PRESETS`); settings beside it replace the preset's.
+    Without `model` it is `WITHOUT_A_MODEL`, where settings of `training` that are given replace its own. `model.preset`
+    names one of the paper's configurations of the model's kind (`PRESETS`); settings beside it replace the preset's.
     """
 
     model: GeneratorModel = TwoTowerConfig()
@@ -107,7 +111,11 @@ class GeneratorConfig(Settings):
     @model_validator(mode="before")
     @classmethod
     def _with_a_model(cls, value: Any) -> Any:
-        return {**WITHOUT_A_MODEL, **value} if isinstance(value, Mapping) and "model" not in value else value
+        if not isinstance(value, Mapping) or "model" in value:
+            return value
+        training = value.get("training", {})
+        merged = {**WITHOUT_A_MODEL["training"], **training} if isinstance(training, Mapping) else training
+        return {**WITHOUT_A_MODEL, **value, "training": merged}
 
     @model_validator(mode="before")
     @classmethod

@@ -33,7 +33,7 @@ def reproduce(request: Request) -> None:
     full = request.scale == Scale.FULL
     real = request.source == SourceName.KUAIRAND
     base = kuairand_settings(full) if real else simulator_settings(full)
-    base["features"] = {**base.get("features", {}), "without": ["search_tokens", "last_search_tokens"]}
+    base["features"]["without"] += ["search_tokens", "last_search_tokens"]
     worlds: dict[str, dict[str, float]] = {"kuairand": {}} if real else {"plausible": {}, OFF: SWITCHED_OFF}
     seeds = request.seeds
     maps: Maps = {}

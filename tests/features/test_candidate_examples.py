@@ -116,7 +116,10 @@ def test_the_last_labels_of_a_part_can_be_the_ones_judged_of_users_with_enough_w
     watches = [watch("u", f"v{i % 5}", i / 10) for i in range(20)]
     watches += [watch("u", f"v{i % 5}", 80 + i / 10) for i in range(6)] + [watch("few", "v1", 81)]
     config = CandidateExamplesConfig(
-        evaluation_labels_per_user=2, evaluation_choice=EvaluationChoice.LAST, evaluation_min_watches=2
+        labels_per_user=16,
+        evaluation_labels_per_user=2,
+        evaluation_choice=EvaluationChoice.LAST,
+        evaluation_min_watches=2,
     )
     parts, left_out, _ = build(tmp_path, watches, config)
     assert [row["label_video_id"] for row in parts[Part.TEST].to_pylist()] == ["v4", "v0"]

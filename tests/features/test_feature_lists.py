@@ -38,8 +38,8 @@ def test_what_sequences_are_made_of_cannot_be_left_out(name: str) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        "watch_window", "impression_window", "search_window", "max_watched_videos", "max_sequence_length",
-        "max_search_tokens", "max_topics", "max_candidate_sources",
+        "watch_window", "impression_window", "search_window", "max_watched_videos", "max_recent_videos",
+        "max_sequence_length", "max_search_tokens", "max_topics", "max_candidate_sources",
     ],
 )  # fmt: skip
 def test_a_window_or_list_of_nothing_is_refused(name: str) -> None:
@@ -70,13 +70,15 @@ def test_a_feature_whose_column_or_table_is_absent_is_left_out_with_the_reason()
         "age": "table 'users' has no column 'age'",
     }
     assert [feature.name for feature in spec.features] == [
-        "watched_video_ids", "device", "example_age", "uploader", "topics",
+        "watched_video_ids", "device", "example_age", "recent_watched_video_ids", "uploader", "topics",
     ]  # fmt: skip
 
 
 def test_watches_alone_are_enough_for_the_candidate_generator() -> None:
-    spec, _ = default_candidate_features({"watches": {"user_id", "video_id", "timestamp"}})
-    assert [feature.name for feature in spec.features] == ["watched_video_ids", "example_age"]
+    config = FeatureListConfig(max_watched_videos=20, max_recent_videos=3)
+    spec, _ = default_candidate_features({"watches": {"user_id", "video_id", "timestamp"}}, config)
+    lengths = {feature.name: feature.max_length for feature in spec.features}
+    assert lengths == {"watched_video_ids": 20, "example_age": None, "recent_watched_video_ids": 3}
 
 
 def test_the_generators_inputs_are_of_the_query_and_attributes_of_the_video() -> None:

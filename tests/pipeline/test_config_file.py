@@ -12,6 +12,7 @@ from models.two_tower import TwoTowerConfig
 from pipeline.config import PRESETS, GeneratorConfig, RunConfig
 from pipeline.config_file import read, read_run, write_run
 from pipeline.protocols import PROTOCOLS
+from pipeline.training import TrainingConfig
 
 
 class Files(Settings):
@@ -160,9 +161,11 @@ def test_a_run_whose_generator_could_not_be_exported_is_refused_before_training(
 
 def test_a_generator_without_a_model_starts_from_co_watches_and_a_given_model_is_taken_as_it_is(path: Path) -> None:
     path.write_text("name: logs\n")
-    for overrides in ([], ["generators.two_tower.training.epochs=3"]):
+    for overrides, epochs in (([], 30), (["generators.two_tower.training.epochs=3"], 3)):
         generator = read(RunConfig, str(path), overrides).generators["two_tower"]
         assert generator.co_watch_start is not None
         assert generator.model == TwoTowerConfig(depth=1, projection=True, dropout=0.2)
+        assert generator.training == TrainingConfig(batch_size=512, epochs=epochs, patience=3)
     given = GeneratorConfig.model_validate({"model": {"dimension": 32}})
     assert (given.model, given.co_watch_start) == (TwoTowerConfig(dimension=32), None)
+    assert given.training == TrainingConfig()

@@ -161,7 +161,7 @@ for _name, _about in STAGES.items():
 @app.command()
 def configs() -> None:
     """Lists the built-in configurations."""
-    from pipeline.funnel import configurations_table
+    from pipeline.builtin_configurations import configurations_table
 
     open_console().print(configurations_table())
 
@@ -172,7 +172,7 @@ def simulate(
     set_: SetOption = None,
 ) -> None:
     """Writes a simulated platform's logs and their truth, without training anything."""
-    from pipeline.funnel import simulate_to
+    from pipeline.simulated_logs import simulate_to
 
     simulate_to(output, set_ or [], open_console())
 

@@ -28,6 +28,7 @@ from models.sampled_softmax import Loss
 from models.sequence_baselines import BagOfWatchesConfig, CaserConfig
 from models.sequence_generator import SequenceConfig
 from models.two_tower import TwoTowerConfig
+from pipeline.builtin_configurations import About
 from pipeline.evaluation.bootstrap import BootstrapConfig
 from pipeline.evaluation.gradient_boosted_trees import TreesConfig
 from pipeline.evaluation.retrieval_baselines import Method, RetrievalBaselinesConfig
@@ -43,16 +44,6 @@ from serving.export import BRUTE_FORCE_SUFFIX, ExportConfig
 
 GeneratorName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 SourceConfig = Annotated[SimulatorConfig | FilesConfig | MovieLensConfig | KuaiRandConfig, Field(discriminator="kind")]
-
-
-class About(Settings):
-    """What a configuration is for, shown by `upnext configs`."""
-
-    summary: str = ""
-    paper: str = ""
-    command: str = ""
-    expected_time: str = ""
-    expected_metrics: str = ""
 
 
 def _kind(value: Any) -> Any:

@@ -4,20 +4,16 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from rich.console import Console
-from rich.table import Table
 
-from features.artifacts import publish, read_manifest, require_replaceable
+from features.artifacts import read_manifest
 from features.errors import ConfigError
 from features.tables import read_table
 from pipeline import config_file, data_stages, evaluation_stage, export_stage, model_stages
 from pipeline.config import RunConfig
 from pipeline.quiet_start import find_devices
 from pipeline.run import EXAMPLES, SEQUENCES, Run
-from pipeline.sources.simulator import SimulatorConfig, simulate
 from pipeline.stages import (
     Stage,
     Verified,
@@ -268,50 +264,3 @@ def recommend_from(
 
 def _recommender(folder: Path, config: RunConfig) -> Recommender:
     return Recommender(export_stage.models_to_recommend(folder), folder / "tables", config.features)
-
-
-def simulate_to(output: Path, overrides: Sequence[str], console: Console) -> None:
-    """Publishes a simulated platform's tables and truth at `output`.
-
-    Raises:
-      ArtifactError: `output` holds something that was not published.
-    """
-    require_replaceable(output)
-    value: dict = {}
-    for override in overrides:
-        config_file.apply_override(value, override)
-    config = config_file.validate(SimulatorConfig, value, "simulator")
-    with console.status("Simulating a platform ..."):
-        logs = simulate(config)
-    manifest = {"kind": "simulation", "config": config.model_dump(mode="json")}
-    with publish(output, manifest) as folder:
-        for name, table in logs.tables.items():
-            pq.write_table(table, folder / f"{name}.parquet")
-        logs.truth.write(_new(folder / "truth"))
-        manifest["rows"] = {name: len(table) for name, table in logs.tables.items()}
-    console.print(_rows_table(logs.tables, f"Simulated logs in {output}"))
-
-
-def _new(folder: Path) -> Path:
-    folder.mkdir()
-    return folder
-
-
-def _rows_table(tables: dict[str, pa.Table], title: str) -> Table:
-    view = Table(title=title, title_justify="left")
-    view.add_column("table")
-    view.add_column("rows", justify="right")
-    for name, table in tables.items():
-        view.add_row(name, f"{len(table):,}")
-    return view
-
-
-def configurations_table() -> Table:
-    """The built-in configurations with what they are for."""
-    view = Table(title="Built-in configurations", title_justify="left", show_lines=True)
-    for column in ("name", "what", "paper", "command", "expected time", "expected metrics"):
-        view.add_column(column, overflow="fold")
-    for name in config_file.builtin_names():
-        about = config_file.read(RunConfig, name).about
-        view.add_row(name, about.summary, about.paper, about.command, about.expected_time, about.expected_metrics)
-    return view

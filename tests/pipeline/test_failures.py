@@ -109,10 +109,10 @@ def test_the_damaged_file_is_named_in_place_of_a_library_s_words(tmp_path: Path)
 
 FAIL = """
 import sys
-from pipeline import cli, funnel
+from pipeline import cli, funnel, simulated_logs
 def fail(*arguments, **named):
     raise {raised}
-funnel.run_funnel = funnel.simulate_to = fail
+funnel.run_funnel = simulated_logs.simulate_to = fail
 sys.argv = ["upnext", {command!r}, "demo"]
 cli.main()
 """

@@ -37,8 +37,8 @@ class ProcessRun:
     answer: Any
 
 
-def run_process(command: Sequence[str | Path]) -> ProcessRun:
-    """Runs a command that prints a line of JSON at its end.
+def run_process(command: Sequence[str | Path], environment: Mapping[str, str] | None = None) -> ProcessRun:
+    """Runs a command that prints a line of JSON at its end, in this process' environment if none is given.
 
     Raises:
       DataError: it failed or its last line is not JSON.
@@ -46,7 +46,7 @@ def run_process(command: Sequence[str | Path]) -> ProcessRun:
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     started = time.perf_counter()
     words = [str(word) for word in command]
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
     peak = _Peak(process.pid)
     output, complaint = process.communicate()
     seconds = time.perf_counter() - started
@@ -63,9 +63,9 @@ def run_process(command: Sequence[str | Path]) -> ProcessRun:
     return ProcessRun(seconds, cpu, peak.gib, answer)
 
 
-def run_module(module: str, *arguments: str | Path) -> ProcessRun:
+def run_module(module: str, *arguments: str | Path, environment: Mapping[str, str] | None = None) -> ProcessRun:
     """`run_process` of one of our modules under this interpreter."""
-    return run_process([sys.executable, "-m", module, *arguments])
+    return run_process([sys.executable, "-m", module, *arguments], environment)
 
 
 class _Peak:

@@ -91,7 +91,8 @@ def video_generator(sizes: SoftmaxSizes) -> _Videos:
 
 
 def tower_spec(length: int) -> FeatureSpec:
-    lists = FeatureListConfig(max_watched_videos=length, max_search_tokens=length)
+    paper = ("recent_watched_video_ids",)  # what is not in it
+    lists = FeatureListConfig(max_watched_videos=length, max_search_tokens=length, without=paper)
     return default_candidate_features(COLUMNS, lists).spec
 
 

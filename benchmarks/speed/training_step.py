@@ -9,44 +9,38 @@ import gc
 import json
 import os
 import statistics
-from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
-import tf_keras
 
 from benchmarks.report import ResultTable, new_plot, publish_result
 from benchmarks.speed import Request
 from benchmarks.speed.fit_share import fit_share
 from benchmarks.speed.measuring import in_turn, median_ratio, run_module
 from benchmarks.speed.training_models import (
-    SoftmaxSizes,
     TowerSizes,
     bare_step,
     compiled_tower,
     tower_batch,
     two_tower_step,
-    video_generator,
 )
-from features.errors import DataError
-from models.sampled_softmax import SampledSoftmax
-from models.samplers import LABEL_EXPECTED_COUNT, NEGATIVES, NEGATIVES_EXPECTED_COUNT
-from pipeline.huge_pages import VARIABLE
+from pipeline.huge_pages import TUNABLE, VARIABLE
 
 TARGETS = {
-    "times as fast as tf.nn.sampled_softmax_loss, 20,000 negatives": 1.8,
+    "times as fast as tf.nn.sampled_softmax_loss, 20,000 negatives, ordinary pages": 1.8,
+    "the same in huge pages": 1.8,
     "largest difference of gradients": 1e-6,
     "fit as a share of the bare step": 0.85,
     "step at 4 M videos over step at 100 k": 1.15,
     "peak memory at the paper's sizes, GiB": 16.0,
 }
+MEMORIES = {"ordinary pages": 0, "huge pages": 1}
 
 
 def run(request: Request) -> None:
     """Measures and publishes `training_step`."""
-    softmax, ratio, difference = _softmax(request)
+    softmax, ratios, difference = _softmax(request)
     towers = _towers(request)
     sizes, growth = _table_sizes(request)
     share = fit_share(request.scratch, smoke=request.smoke)
@@ -73,7 +67,7 @@ def run(request: Request) -> None:
         [paper.answer["about"]],
         digits=2,
     )
-    found = dict(zip(TARGETS, (ratio, difference, share.ratio, growth, paper.peak_gib), strict=True))
+    found = dict(zip(TARGETS, (*ratios.values(), difference, share.ratio, growth, paper.peak_gib), strict=True))
     publish_result(
         request.results,
         "training_step",
@@ -88,109 +82,34 @@ def run(request: Request) -> None:
     )
 
 
-def _softmax(request: Request) -> tuple[ResultTable, float, float]:
-    """The table, how many times as fast we are with the most negatives, and the largest difference of gradients."""
-    sizes = SoftmaxSizes(20_000, 256, 16) if request.smoke else SoftmaxSizes(1_000_000, 1024, 64)
-    rounds, notes = (2 if request.smoke else 9), request.peers.missing(["torch"])
-    rows: list[list[Any]] = []
-    ratio = difference = 0.0
-    for sampled in (100, 400) if request.smoke else (2_000, 20_000):
-        batch = sizes.batch_of(sampled)
-        losses = {"ours": _our_loss(sizes), "tf.nn.sampled_softmax_loss": _tensorflow_loss(sizes)}
-        difference = max(difference, gradient_difference(*losses.values(), batch))
-        steps = {name: _step(*parts, batch) for name, parts in losses.items()}
-        with ExitStack() as stack:
-            if not notes:
-                arguments = json.dumps({**sizes.as_json(), "sampled": sampled, "threads": _threads()})
-                peer = stack.enter_context(request.peers.start("peer_torch.py", "softmax", arguments))
-                version = peer.read()["ready"]
-                steps[f"PyTorch {version}"] = lambda peer=peer: peer.ask(1)
-            seconds = in_turn(steps, rounds, each=1 if request.smoke else 3, warm_up=2)
-        ours = seconds["ours"]
-        for name, found in seconds.items():
-            rows.append([f"{name}, {sampled:,} negatives", statistics.median(found) * 1e3, median_ratio(ours, found)])
-        ratio = median_ratio(ours, seconds["tf.nn.sampled_softmax_loss"])
-        del losses, steps
-        gc.collect()
+def _softmax(request: Request) -> tuple[ResultTable, dict[str, float], float]:
+    """The table, by memory how many times as fast we are with the most negatives, the largest gradient difference."""
+    given = [str(request.peers.python)] if request.peers.python else []
+    answers = {}
+    for memory, setting in MEMORIES.items():
+        environment = {**os.environ, VARIABLE: f"{TUNABLE}={setting}"}
+        answers[memory] = run_module(
+            "benchmarks.speed.softmax_step", request.scale, *given, environment=environment
+        ).answer
+    sizes = next(iter(answers.values()))
+    difference = max(answer["difference"] for answer in answers.values())
     return (
         ResultTable(
-            f"Sampled softmax: {sizes.videos:,} videos in {sizes.dimension} dimensions, batch {sizes.batch:,}, Adagrad",
+            f"Sampled softmax: {sizes['videos']:,} videos in {sizes['dimension']} dimensions, batch "
+            f"{sizes['batch']:,}, Adagrad",
             ["loss", "milliseconds", "times ours"],
-            rows,
+            [[f"{name}, {memory}", *row] for memory, answer in answers.items() for name, *row in answer["rows"]],
             [
                 "Forward, backward and update of the table; medians of turns, ratios by turn. Gradients of ours and of "
-                f"tf.nn.sampled_softmax_loss differ by at most {difference:.1e} of the largest. {_memory()}",
-                *notes,
+                f"tf.nn.sampled_softmax_loss differ by at most {difference:.1e} of the largest. Huge pages: all of "
+                f"them with {VARIABLE}={TUNABLE}=1, as `upnext` trains; ordinary pages: as any program starts.",
+                *request.peers.missing(["torch"]),
             ],
             digits=2,
         ),
-        ratio,
+        {memory: answer["ratio"] for memory, answer in answers.items()},
         difference,
     )
-
-
-Loss = Callable[[Mapping[str, tf.Tensor]], tf.Tensor]
-
-
-def _our_loss(sizes: SoftmaxSizes) -> tuple[tf.Variable, Loss]:
-    generator = video_generator(sizes)
-    softmax = SampledSoftmax()
-
-    def loss(batch: Mapping[str, tf.Tensor]) -> tf.Tensor:
-        return tf.reduce_mean(softmax(generator, batch["queries"], batch, training=True))
-
-    return generator.table.embeddings, loss
-
-
-def _tensorflow_loss(sizes: SoftmaxSizes) -> tuple[tf.Variable, Loss]:
-    """Rows as in ours, so row 0 is a class that is never drawn."""
-    table = video_generator(sizes).table.embeddings
-    biases = tf.zeros([sizes.videos + 1])
-
-    def loss(batch: Mapping[str, tf.Tensor]) -> tf.Tensor:
-        labels = tf.cast(batch["label"], tf.int64)[:, tf.newaxis]
-        drawn = (
-            tf.cast(batch[NEGATIVES], tf.int64),
-            batch[LABEL_EXPECTED_COUNT][:, tf.newaxis],
-            batch[NEGATIVES_EXPECTED_COUNT],
-        )
-        count = batch[NEGATIVES].shape[0]
-        losses = tf.nn.sampled_softmax_loss(
-            table, biases, labels, batch["queries"], count, sizes.videos + 1, sampled_values=drawn
-        )
-        return tf.reduce_mean(losses)
-
-    return table, loss
-
-
-def gradient_difference(
-    ours: tuple[tf.Variable, Loss], theirs: tuple[tf.Variable, Loss], batch: Mapping[str, tf.Tensor]
-) -> float:
-    """The largest difference of any entry of two losses' gradients, as a share of the largest entry."""
-    found = []
-    for table, loss in (ours, theirs):
-        with tf.GradientTape() as tape:
-            tape.watch(batch["queries"])
-            value = loss(batch)
-        of_table, of_queries = tape.gradient(value, [table, batch["queries"]])
-        found.append((tf.convert_to_tensor(of_table).numpy(), of_queries.numpy()))
-    if any(not np.abs(gradient).max() > 0 for gradients in found for gradient in gradients):
-        raise DataError("sampled softmax: expected gradients, found zeros; look at the losses that are compared")
-    return max(float(np.abs(a - b).max() / np.abs(b).max()) for a, b in zip(*found, strict=True))
-
-
-def _step(table: tf.Variable, loss: Loss, batch: Mapping[str, tf.Tensor]) -> Callable[[], object]:
-    optimizer = tf_keras.optimizers.Adagrad(0.1, jit_compile=False)
-    optimizer.build([table])
-
-    @tf.function
-    def step(batch: Mapping[str, tf.Tensor]) -> tf.Tensor:
-        with tf.GradientTape() as tape:
-            value = loss(batch)
-        optimizer.apply_gradients([(tape.gradient(value, table), table)])
-        return value
-
-    return lambda: step(batch).numpy()
 
 
 def _towers(request: Request) -> ResultTable:

@@ -18,8 +18,8 @@ from benchmarks.speed.event_logs import DAYS, END_US, LogSize, write_logs
 from benchmarks.speed.measuring import in_turn, median_ratio, run_process
 from benchmarks.speed.peers import Peers
 from benchmarks.speed.retrieval import K, averaging_tower, own_contenders
+from benchmarks.speed.softmax_step import gradient_difference, our_loss, tensorflow_loss
 from benchmarks.speed.training_models import SoftmaxSizes, TowerSizes, tower_spec
-from benchmarks.speed.training_step import _our_loss, _tensorflow_loss, gradient_difference
 from benchmarks.speed.video_vectors import DIMENSION, nearest, queries, recall, video_space, watched_rows
 from features.errors import DataError
 from features.spec import FeatureSpec, Side
@@ -113,7 +113,7 @@ def test_a_session_and_a_python_call_answer_a_request_alike(tmp_path: Path) -> N
 def test_gradients_of_another_loss_differ():
     sizes = SoftmaxSizes(2_000, 64, 8)
     batch = sizes.batch_of(100)
-    ours, theirs = _our_loss(sizes), _tensorflow_loss(sizes)
+    ours, theirs = our_loss(sizes), tensorflow_loss(sizes)
     assert gradient_difference(ours, theirs, batch) < 1e-6
     uncorrected = ours[0], lambda given: ours[1]({**given, "negatives_expected_count": tf.ones(100)})
     assert gradient_difference(uncorrected, theirs, batch) > 1e-3

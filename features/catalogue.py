@@ -14,7 +14,6 @@ the table of videos by its type:
 """
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from features.artifacts import publish
-from features.errors import ArtifactError, ConfigError, DataError
+from features.errors import ConfigError, DataError
 from features.history import REQUIREMENTS, derivation_of
 from features.spec import Feature, FeatureSpec, Kind
 from features.tables import has_table, read_table, table_batches
@@ -44,7 +43,7 @@ def build_catalogue(
     vocabularies: Mapping[str, Vocabulary],
     specs: Iterable[FeatureSpec],
     manifest: Mapping[str, Any] | None = None,
-) -> "Catalogue":
+) -> pa.Table:
     """Publishes `<output>/catalogue/catalogue.parquet`; the manifest counts its videos by where they are known from.
 
     Args:
@@ -53,6 +52,9 @@ def build_catalogue(
       vocabularies: id space -> vocabulary, with at least one of `VIDEO_SPACES`.
       specs: the models' features; those of source `videos.*` say which columns are encoded.
       manifest: entries to add to the manifest.
+
+    Returns:
+      The catalogue, with the columns of the module's text.
 
     Raises:
       ConfigError: two features want one column in different id spaces, a feature's space has no vocabulary, or its
@@ -88,7 +90,7 @@ def build_catalogue(
     counts |= {f"in_{space}": int((columns[space].to_numpy() > 0).sum()) for space in VIDEO_SPACES if space in columns}
     with publish(Path(output) / "catalogue", {"counts": counts, **(manifest or {})}) as folder:
         pq.write_table(pa.table(columns), folder / "catalogue.parquet")
-    return Catalogue(pa.table(columns))
+    return pa.table(columns)
 
 
 def _video_ids(tables: Path, listed: Iterable[pa.Array | pa.ChunkedArray]) -> pa.Array:
@@ -179,57 +181,3 @@ def _rows(values: pa.Array, vocabulary: Vocabulary) -> pa.Array:
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
     items = vocabulary.lookup(values.flatten().cast(pa.string()))
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(items, pa.int32()))
-
-
-@dataclass(frozen=True, eq=False)
-class Catalogue:
-    """The videos in index order; a position is an index row.
-
-    Args:
-      table: the columns of the module's text.
-    """
-
-    table: pa.Table
-
-    @staticmethod
-    def read(path: Path) -> "Catalogue":
-        """Reads `catalogue.parquet`, or the published folder that holds it.
-
-        Raises:
-          ArtifactError: it is missing or damaged.
-        """
-        path = Path(path)
-        path = path / "catalogue.parquet" if path.is_dir() else path
-        try:
-            table = pq.read_table(path)
-        except (OSError, pa.ArrowException) as error:
-            reason = str(error).splitlines()[0]
-            raise ArtifactError(f"{path}: expected the catalogue: {reason}; run the analysis again") from error
-        if "video_id" not in table.column_names:
-            raise ArtifactError(f"{path}: expected a column video_id; found {', '.join(table.column_names)}")
-        return Catalogue(table)
-
-    def __len__(self) -> int:
-        return self.table.num_rows
-
-    def __contains__(self, column: object) -> bool:
-        return column in self.table.column_names
-
-    def column(self, name: str) -> pa.Array:
-        """A column as one array `[videos]`.
-
-        Raises:
-          ArtifactError: there is no such column.
-        """
-        if name not in self:
-            found = ", ".join(self.table.column_names)
-            raise ArtifactError(f"catalogue: no column {name!r}; it has {found}")
-        return self.table[name].combine_chunks()
-
-    def array(self, name: str) -> np.ndarray:
-        """Rows (int32) or numbers (float32) `[videos]`; times as int64 microseconds, the smallest int64 where null."""
-        values = self.column(name)
-        if pa.types.is_timestamp(values.type):
-            times = values.cast(pa.timestamp("us", values.type.tz)).cast(pa.int64())
-            values = pc.fill_null(times, np.iinfo(np.int64).min)
-        return values.to_numpy(zero_copy_only=False)

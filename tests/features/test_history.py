@@ -57,7 +57,7 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Encoder:
     folder = tmp_path_factory.mktemp("encoder")
     made = encoder_of(folder / "seen", tables, everything, specs).vocabularies
     whole = write_tables(folder / "tables", {**tables, "videos": _videos()})
-    return make_encoder(made, build_catalogue(whole, folder / "features", made, specs.values()).table)
+    return make_encoder(made, build_catalogue(whole, folder / "features", made, specs.values()))
 
 
 def spec_of_history() -> FeatureSpec:

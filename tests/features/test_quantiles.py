@@ -3,7 +3,7 @@ import pickle
 import apache_beam as beam
 import numpy as np
 import pytest
-from apache_beam.testing.test_pipeline import TestPipeline
+from apache_beam.testing import test_pipeline
 from apache_beam.testing.util import assert_that
 from hypothesis import given
 from hypothesis import strategies as st
@@ -118,7 +118,7 @@ def test_combine_fn_in_a_pipeline():
         assert found["a"].boundaries.tolist() == [1.0, 2.0, 3.0] and found["a"].missing == 1
         assert found["b"].boundaries.tolist() == [5.0, 5.0, 5.0] and found["b"].infinite == 1
 
-    with TestPipeline(runner="apache_beam.runners.portability.fn_api_runner.FnApiRunner") as pipeline:
+    with test_pipeline.TestPipeline(runner="apache_beam.runners.portability.fn_api_runner.FnApiRunner") as pipeline:
         batches = [
             ("a", np.array([3.0, np.nan])),
             ("a", np.array([1.0, 2.0], np.float32)),

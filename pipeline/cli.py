@@ -57,6 +57,8 @@ def main() -> None:
             _interrupted()
         raise
     except Exception as error:
+        if came_of_interruption(error):
+            _interrupted()
         from pipeline.failures import TRACEBACK, one_line
 
         if os.environ.get(TRACEBACK):
@@ -86,6 +88,14 @@ def interruptions_kept() -> Iterator[None]:
         yield
     finally:
         sys.excepthook, sys.unraisablehook = printed, ignored
+
+
+def came_of_interruption(error: BaseException) -> bool:
+    """Whether an interruption is what the error was raised from: Beam raises an error of its own for it."""
+    found: BaseException | None = error
+    while found is not None and not isinstance(found, KeyboardInterrupt):
+        found = found.__cause__ or found.__context__
+    return found is not None
 
 
 def _interrupted() -> NoReturn:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import apache_beam as beam
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -15,6 +16,7 @@ import tensorflow as tf
 
 from features.artifacts import publish
 from features.errors import ArtifactError, DataError
+from pipeline.cli import came_of_interruption
 from pipeline.failures import one_line
 from pipeline.stages import damage_named
 
@@ -140,6 +142,19 @@ def test_a_traceback_is_shown_only_on_demand() -> None:
 
 def test_an_interruption_is_one_line_and_exit_code_130() -> None:
     ended = ending("KeyboardInterrupt")
+    assert ended.returncode == 130
+    assert ended.stderr == "interrupted: run the same command again to continue\n"
+
+
+def test_an_interruption_that_beam_raised_as_an_error_of_its_own_is_one_too() -> None:
+    def interrupt(_: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(RuntimeError) as raised, beam.Pipeline() as pipeline:
+        _ = pipeline | beam.Create([1]) | beam.Map(interrupt)
+    assert came_of_interruption(raised.value)
+    assert not came_of_interruption(RuntimeError("KeyboardInterrupt"))
+    ended = ending("RuntimeError('while running') from KeyboardInterrupt()")
     assert ended.returncode == 130
     assert ended.stderr == "interrupted: run the same command again to continue\n"
 

@@ -92,10 +92,16 @@ def interruptions_kept() -> Iterator[None]:
 
 def came_of_interruption(error: BaseException) -> bool:
     """Whether an interruption is what the error was raised from: Beam raises an error of its own for it."""
-    found: BaseException | None = error
-    while found is not None and not isinstance(found, KeyboardInterrupt):
-        found = found.__cause__ or found.__context__
-    return found is not None
+    seen: set[int] = set()  # libraries tie exceptions into circles
+    follow: list[BaseException | None] = [error]
+    while follow:
+        found = follow.pop()
+        if isinstance(found, KeyboardInterrupt):
+            return True
+        if found is not None and id(found) not in seen:
+            seen.add(id(found))
+            follow += [found.__cause__, found.__context__]
+    return False
 
 
 def _interrupted() -> NoReturn:

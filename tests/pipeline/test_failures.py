@@ -154,6 +154,9 @@ def test_an_interruption_that_beam_raised_as_an_error_of_its_own_is_one_too() ->
         _ = pipeline | beam.Create([1]) | beam.Map(interrupt)
     assert came_of_interruption(raised.value)
     assert not came_of_interruption(RuntimeError("KeyboardInterrupt"))
+    circle, other = RuntimeError("a"), RuntimeError("b")
+    circle.__context__, other.__context__ = other, circle
+    assert not came_of_interruption(circle)
     ended = ending("RuntimeError('while running') from KeyboardInterrupt()")
     assert ended.returncode == 130
     assert ended.stderr == "interrupted: run the same command again to continue\n"

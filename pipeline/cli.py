@@ -15,8 +15,6 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 
-from pipeline.huge_pages import restart_with_huge_pages
-
 app = typer.Typer(
     name="upnext",
     help="YouTube's published recommenders on your own platform's logs.",
@@ -213,8 +211,3 @@ def complete_app() -> typer.Typer:
     for entry in entry_points(group=COMMANDS):
         entry.load()(app)
     return app
-
-
-if __name__ == "__main__":
-    restart_with_huge_pages()
-    main()

@@ -1,8 +1,9 @@
 """Training steps: the sampled softmax and the two-tower model beside TensorFlow's own loss and PyTorch.
 
-One process holds ours and TensorFlow's, a second one PyTorch; they take turns. Inputs of a timed step are ready in
-memory, except where the share of the input pipeline is measured. The paper's sizes run in a process of their own
-(`paper_sizes.py`), so that its peak memory is theirs alone.
+One process holds ours and TensorFlow's, a second one PyTorch; they take turns. The loss alone is timed by
+`softmax_step.py`, once in ordinary and once in huge pages. Inputs of a timed step are ready in memory, except where the
+share of the input pipeline is measured. The paper's sizes run in a process of their own (`paper_sizes.py`), so that its
+peak memory is theirs alone.
 """
 
 import gc

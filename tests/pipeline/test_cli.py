@@ -28,6 +28,8 @@ finally:
         (["run", "demo", "--set", "name"], 1, "error: --set 'name': expected key=value"),
         (["train-ranker", "demo", "--set", "name.x=1"], 1, "error: --set 'name.x=1': name is a value, not a group"),
         (["run", "--help"], 0, ""),
+        (["configs"], 0, ""),
+        (["simulate", "logs", "--set", "user=5"], 1, "error: simulator: user: no such setting; did you mean 'users'?"),
     ],
 )
 def test_what_needs_no_library_is_answered_before_they_are_loaded(arguments: list[str], code: int, told: str) -> None:

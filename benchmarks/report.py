@@ -17,7 +17,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Plot
 from rich.console import Console
 from rich.table import Table
@@ -160,13 +159,6 @@ def cell_text(cell: Cell, digits: int) -> str:
 
 def _markdown_row(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
-
-
-def new_plot(width: float = 6.5, height: float = 4.5) -> Plot:
-    """An empty plot (inches) that needs no display; `plot.subplots()` gives its axes."""
-    plot = Plot(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(plot)
-    return plot
 
 
 def results_folder() -> Path:

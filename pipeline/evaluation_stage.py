@@ -26,6 +26,7 @@ from pipeline.evaluation.gradient_boosted_trees import (
     expected_watch_time_s,
     fit_trees,
 )
+from pipeline.evaluation.plots import plot_methods
 from pipeline.evaluation.ranking_metrics import (
     AUC,
     GROUPED_AUC,
@@ -59,19 +60,21 @@ class Findings:
 
     Args:
       methods: figures of all methods, the model first.
+      drawn: which of their figures are drawn.
       views: what is printed.
-      plots: file name -> method -> calibration.
       json: what is written.
+      calibrations: method -> predicted against actual watch time, drawn too.
     """
 
     methods: list[MethodFigures]
+    drawn: Sequence[str]
     views: list[RenderableType]
     json: dict = field(default_factory=dict)
     calibrations: dict[str, Calibration] = field(default_factory=dict)
 
 
 def evaluate(run: Run) -> None:
-    """Publishes `reports/evaluation`: figures as JSON, calibration plots; prints the tables."""
+    """Publishes `reports/evaluation`: figures as JSON and plots, calibration plots; prints the tables."""
     findings = {"retrieval": evaluate_generators(run)}
     insights = look_into_generators(run)
     if run.has_ranker:
@@ -79,6 +82,7 @@ def evaluate(run: Run) -> None:
     with publish(run.folder / REPORT, {"kind": "report"}) as folder:
         for name, found in findings.items():
             write_json(folder / f"{name}.json", {"methods": found.methods, **found.json})
+            plot_methods(found.methods, found.drawn, folder / f"{name}.png")
             if found.calibrations:
                 plot_calibration(found.calibrations, folder / f"{name}_calibration.png")
         for insight in insights:
@@ -162,7 +166,7 @@ def evaluate_generators(run: Run) -> Findings:
         found["share_of_best_possible"] = shares
         told = ", ".join(f"{name} {share:.0%}" for name, share in shares.items())
         views.append(f"[bold]Share of the best possible:[/bold] {told}")
-    return Findings(methods, views, found)
+    return Findings(methods, chosen, views, found)
 
 
 def _peers(
@@ -288,7 +292,7 @@ def evaluate_ranker(run: Run) -> Findings:
         *views_of_truth,
     ]
     found |= {"differences": peers, "calibration": calibrations}
-    return Findings(methods, views, found, calibrations)
+    return Findings(methods, names[:2], views, found, calibrations)
 
 
 def _scorer(run: Run, name: str) -> Scorer:

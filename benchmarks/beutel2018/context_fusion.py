@@ -23,9 +23,10 @@ from matplotlib.figure import Figure as Plot
 from benchmarks.beutel2018.context_models import Comparison, figure_3, figure_4, table_4
 from benchmarks.experiments import Claim, Request, Scale, claim, configuration, mean_of_seeds, prepare
 from benchmarks.generators import MAP, HeldOutWatches
-from benchmarks.report import Cell, ResultTable, new_plot, publish_result
+from benchmarks.report import Cell, ResultTable, publish_result
 from benchmarks.sequences import METRICS, Judged, judge, platform_settings
 from pipeline.evaluation.bootstrap import paired_difference
+from pipeline.evaluation.plots import new_plot
 
 OFF = "no_context"
 MEASURED_WITHOUT = ("Figure 4, all context",)

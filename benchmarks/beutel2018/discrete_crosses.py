@@ -22,7 +22,8 @@ from benchmarks.beutel2018.kept_fits import kept_fit
 from benchmarks.beutel2018.many_models import ConcatenatedNetworks, Factorizations, Fit, Training
 from benchmarks.beutel2018.synthetic_tensors import SyntheticTensors, discrete_cross_tensors, pearson
 from benchmarks.experiments import Request, Scale
-from benchmarks.report import Cell, ResultTable, new_plot, publish_result
+from benchmarks.report import Cell, ResultTable, publish_result
+from pipeline.evaluation.plots import new_plot
 
 DIMENSION = 20
 SEEDS = 2

@@ -24,7 +24,8 @@ from benchmarks.beutel2018.kept_fits import kept_fit
 from benchmarks.beutel2018.many_models import ConcatenatedNetworks, Fit, LatentCrosses, ManyModels, Training
 from benchmarks.beutel2018.synthetic_tensors import SyntheticTensors, low_rank_tensors
 from benchmarks.experiments import Request, Scale
-from benchmarks.report import Cell, ResultTable, new_plot, publish_result
+from benchmarks.report import Cell, ResultTable, publish_result
+from pipeline.evaluation.plots import new_plot
 
 DIMENSION = 20
 SEEDS, WIDE, SEEDS_OF_WIDE = 20, 50, 8

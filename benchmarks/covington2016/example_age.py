@@ -40,12 +40,13 @@ from benchmarks.experiments import (
     truth_of,
 )
 from benchmarks.generators import HeldOutWatches, generator_answers, simulator_settings
-from benchmarks.report import Cell, ResultTable, new_plot, publish_result
+from benchmarks.report import Cell, ResultTable, publish_result
 from features.example_reader import ExampleSet
 from features.spec import Side
 from features.splits import Part
 from models.candidate_generator import LABEL, CandidateGenerator
 from pipeline.evaluation.bootstrap import Measurement, UserBootstrap
+from pipeline.evaluation.plots import new_plot
 from pipeline.input_pipeline import Arrays, ExampleColumns
 from pipeline.retrieval_validation import class_vectors, serving_features
 from pipeline.run import GENERATOR, Run

@@ -27,8 +27,9 @@ from benchmarks.experiments import (
     published_settings,
 )
 from benchmarks.generators import HeldOutWatches, generator_answers, simulator_settings
-from benchmarks.report import Cell, ResultTable, new_plot, publish_result
+from benchmarks.report import Cell, ResultTable, publish_result
 from pipeline.evaluation.bootstrap import Measurement, paired_difference
+from pipeline.evaluation.plots import new_plot
 from pipeline.run import Run
 
 DEMOGRAPHICS = ("region", "device", "gender", "logged_in", "age")

@@ -15,10 +15,11 @@ from matplotlib.figure import Figure as Plot
 
 from benchmarks.experiments import Claim, Request, Scale, SourceName, claim, configuration, mean_of_seeds, prepare
 from benchmarks.generators import MAP, HeldOutWatches, generator_answers, simulator_settings
-from benchmarks.report import Cell, ResultTable, new_plot, publish_result
+from benchmarks.report import Cell, ResultTable, publish_result
 from features.candidate_examples import LabelChoice
 from pipeline.config_file import read_settings
 from pipeline.evaluation.bootstrap import Measurement, paired_difference
+from pipeline.evaluation.plots import new_plot
 
 NAMES = {LabelChoice.ROLLBACK: "rollback (next watch)", LabelChoice.RANDOM_HOLD_OUT: "random hold-out"}
 OFF = "no_order"

@@ -33,10 +33,11 @@ from benchmarks.experiments import (
     published_settings,
 )
 from benchmarks.rankers import HeldOutImpressions, ranker_answers
-from benchmarks.report import Cell, ResultTable, new_plot, publish_result
+from benchmarks.report import Cell, ResultTable, publish_result
 from models.weighted_logistic_regression import Objective
 from pipeline.config_file import read_settings
 from pipeline.evaluation.bootstrap import Measurement, paired_difference
+from pipeline.evaluation.plots import new_plot
 from pipeline.run import Run
 
 PAPER_ROWS: dict[str, tuple[tuple[int, ...], float]] = {

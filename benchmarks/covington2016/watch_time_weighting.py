@@ -36,7 +36,7 @@ from benchmarks.experiments import (
     truth_of,
 )
 from benchmarks.rankers import HeldOutImpressions, ranker_answers
-from benchmarks.report import Cell, ResultTable, new_plot, publish_result
+from benchmarks.report import Cell, ResultTable, publish_result
 from features.example_reader import ExampleSet
 from features.splits import Part
 from models.calibration import CalibrationConfig, fit_watch_time_calibration
@@ -45,6 +45,7 @@ from models.ranker import CLICKED, WATCH_TIME_S, Ranker
 from models.weighted_logistic_regression import Objective
 from pipeline.evaluation.bootstrap import Measurement, UserBootstrap
 from pipeline.evaluation.calibration import Calibration, calibrate
+from pipeline.evaluation.plots import new_plot
 from pipeline.evaluation.ranking_metrics import mispredicted_pairs
 from pipeline.input_pipeline import ExampleColumns
 from pipeline.run import RANKER, Run

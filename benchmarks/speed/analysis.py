@@ -15,12 +15,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from matplotlib.figure import Figure as Plot
 
-from benchmarks.report import ResultTable, new_plot, publish_result
+from benchmarks.report import ResultTable, publish_result
 from benchmarks.speed import Request
 from benchmarks.speed.event_logs import LogSize, write_logs
 from benchmarks.speed.measuring import ProcessRun, median_ratio, run_module
 from features.artifacts import read_manifest
 from features.quantiles import read_quantiles
+from pipeline.evaluation.plots import new_plot
 
 BEAM = ("--direct_num_workers=2", "--direct_running_mode=multi_threading")
 STAGES = ("analysis", "examples")

@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 from matplotlib.figure import Figure as Plot
 
-from benchmarks.report import ResultTable, new_plot, publish_result
+from benchmarks.report import ResultTable, publish_result
 from benchmarks.speed import Request, beam_jobs
 from benchmarks.speed.event_logs import LogSize, write_logs
 from features.artifacts import read_manifest
@@ -25,6 +25,7 @@ from features.feature_lists import FeatureListConfig
 from features.quantiles import read_quantiles
 from models.ranker import Ranker, RankerConfig
 from models.raw_features import RawFeatures
+from pipeline.evaluation.plots import new_plot
 from pipeline.model_stages import label_statistics
 from serving.ranking import CANDIDATES, RankingModule
 from serving.stored_examples import stored_examples

@@ -24,7 +24,7 @@ import tensorflow as tf
 import tensorflow_recommenders as tfrs
 from matplotlib.figure import Figure as Plot
 
-from benchmarks.report import ResultTable, new_plot, publish_result
+from benchmarks.report import ResultTable, publish_result
 from benchmarks.speed import Request
 from benchmarks.speed.signature_calls import Answer, answers_by_python, answers_by_session
 from benchmarks.speed.training_models import TowerSizes, tower_spec
@@ -44,6 +44,7 @@ from features.spec import FeatureSpec, Side
 from features.vocabulary import Vocabulary
 from models.raw_features import RawFeatures
 from models.two_tower import TwoTower, TwoTowerConfig
+from pipeline.evaluation.plots import new_plot
 from serving.index import Index, IndexConfig
 from serving.retrieval import RetrievalConfig, RetrievalModule
 

@@ -13,11 +13,12 @@ from typing import Any
 
 from matplotlib.figure import Figure as Plot
 
-from benchmarks.report import ResultTable, new_plot, publish_result
+from benchmarks.report import ResultTable, publish_result
 from benchmarks.speed import Request
 from benchmarks.speed.measuring import in_turn, median_ratio
 from benchmarks.speed.sequence_models import SequenceSizes, gru, m3, sequence_batch, sequence_step
 from models.range_encoders import Short
+from pipeline.evaluation.plots import new_plot
 
 GRU = "GRU"
 TARGETS = {

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.report import ResultTable, new_plot, publish_result
+from benchmarks.report import ResultTable, publish_result
 from benchmarks.speed import Request
 from benchmarks.speed.fit_share import fit_share
 from benchmarks.speed.measuring import in_turn, median_ratio, run_module
@@ -26,6 +26,7 @@ from benchmarks.speed.training_models import (
     tower_batch,
     two_tower_step,
 )
+from pipeline.evaluation.plots import new_plot
 from pipeline.huge_pages import TUNABLE, VARIABLE
 
 TARGETS = {

@@ -32,7 +32,7 @@ from benchmarks.experiments import (
     published_settings,
 )
 from benchmarks.generators import MAP, READ, retrieval_examples
-from benchmarks.report import Cell, ResultTable, new_plot, publish_result
+from benchmarks.report import Cell, ResultTable, publish_result
 from benchmarks.sequences import NAME, PRECISION, Variant, file_name, platform_settings, sequence_answers
 from benchmarks.speed.peers import Peers
 from benchmarks.tang2019.handover import PEERS_NEED, SCRIPTS, RecBole
@@ -44,6 +44,7 @@ from features.tables import TIMESTAMP, table_batches, table_columns
 from pipeline.evaluation.baselines.interactions import RetrievalExamples
 from pipeline.evaluation.baselines.training_watches import read_training_watches
 from pipeline.evaluation.bootstrap import Measurement, paired_difference
+from pipeline.evaluation.plots import new_plot
 from pipeline.evaluation.retrieval_baselines import (
     CO_WATCH,
     ITEM_KNN,

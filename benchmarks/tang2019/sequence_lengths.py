@@ -21,12 +21,13 @@ from matplotlib.figure import Figure as Plot
 
 from benchmarks.experiments import Claim, Request, Scale, claim, configuration, mean_of_seeds, prepare
 from benchmarks.generators import MAP, HeldOutWatches
-from benchmarks.report import Cell, ResultTable, new_plot, publish_result
+from benchmarks.report import Cell, ResultTable, publish_result
 from benchmarks.sequences import METRICS, Judged, Variant, best_on_validation, judge, platform_settings, sizes
 from features.tables import read_table
 from models.baseline_presets import BASELINES
 from models.m3 import PRESETS
 from pipeline.evaluation.bootstrap import Measurement, paired_difference
+from pipeline.evaluation.plots import new_plot
 from pipeline.run import Run
 
 BASELINE_NAMES = ("GRU", "Caser")

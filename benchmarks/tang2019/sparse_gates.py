@@ -15,13 +15,14 @@ from matplotlib.figure import Figure as Plot
 
 from benchmarks.experiments import Request, Scale, configuration, prepare
 from benchmarks.generators import MAP, HeldOutWatches
-from benchmarks.report import Cell, ResultTable, new_plot, publish_result
+from benchmarks.report import Cell, ResultTable, publish_result
 from benchmarks.sequences import NAME, Variant, platform_settings, variant_run
 from benchmarks.tang2019.range_models import mixture
 from features.example_reader import ExampleSet
 from features.splits import Part
 from models.m3 import M3
 from pipeline.evaluation.figures import Figure
+from pipeline.evaluation.plots import new_plot
 from pipeline.evaluation.retrieval_metrics import evaluate_ranks
 from pipeline.input_pipeline import ExampleColumns
 from pipeline.model_stages import fit_generator

@@ -18,10 +18,11 @@ from matplotlib.figure import Figure as Plot
 
 from benchmarks.experiments import Claim, Request, Scale, claim, configuration, mean_of_seeds, prepare
 from benchmarks.generators import MAP, HeldOutWatches
-from benchmarks.report import Cell, ResultTable, new_plot, publish_result
+from benchmarks.report import Cell, ResultTable, publish_result
 from benchmarks.sequences import METRICS, Judged, best_on_validation, judge, platform_settings, tuned
 from benchmarks.tang2019.range_models import MIXTURES, RECURRENT, TABLE_5, baselines, gates, search_space, subsets
 from pipeline.evaluation.bootstrap import paired_difference
+from pipeline.evaluation.plots import new_plot
 from pipeline.run import Run
 
 COMPARED = "Tables 2 and 4"

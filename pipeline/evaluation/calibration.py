@@ -13,6 +13,7 @@ from rich.table import Table
 from features.errors import DataError
 from pipeline.evaluation.bootstrap import Measurement, UserBootstrap
 from pipeline.evaluation.figures import Figure
+from pipeline.evaluation.plots import new_plot
 
 
 @dataclass(frozen=True)
@@ -106,12 +107,8 @@ def calibration_table(calibration: Calibration, title: str) -> Table:
 
 def plot_calibration(calibrations: dict[str, Calibration], path: Path, unit: str = "s") -> None:
     """Draws predicted against actual means per bin, one line per method, beside the diagonal; format by suffix."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure as Canvas
-
-    canvas = Canvas(figsize=(5.5, 5.0), layout="constrained")
-    FigureCanvasAgg(canvas)
-    axes = canvas.subplots()
+    plot = new_plot(5.5, 5.0)
+    axes = plot.subplots()
     limit = 0.0
     for method, calibration in calibrations.items():
         predicted = [row.predicted for row in calibration.bins]
@@ -122,7 +119,7 @@ def plot_calibration(calibrations: dict[str, Calibration], path: Path, unit: str
     axes.set_xlabel(f"predicted ({unit})")
     axes.set_ylabel(f"actual ({unit})")
     axes.legend()
-    canvas.savefig(path)
+    plot.savefig(path)
 
 
 def _ratio(figure: Figure) -> str:

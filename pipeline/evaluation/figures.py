@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -80,42 +80,52 @@ def write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(to_json(value), indent=2, allow_nan=False) + "\n")
 
 
-def figures_table(methods: Sequence[MethodFigures], names: Sequence[str], title: str, digits: int = 4) -> Table:
+def figures_table(methods: Sequence[MethodFigures], names: Sequence[str], title: str) -> Table:
     """A table with one row per method and one column per figure, each with its interval.
 
     A method that was left out has a row that says why; a figure that a method lacks is a dash.
     """
-    table = Table(title=title, title_justify="left")
-    table.add_column("method")
-    for name in names:
-        table.add_column(name, justify="right")
-    for method in methods:
+    of_methods = [{figure.name: figure for figure in method.figures} for method in methods]
+    digits = {name: _digits(figures[name].value for figures in of_methods if name in figures) for name in names}
+    table = _table(title, "method", names)
+    for method, figures in zip(methods, of_methods, strict=True):
         if method.left_out is not None:
             table.add_row(method.method, f"left out: {method.left_out}")
             continue
-        by_name = {figure.name: figure for figure in method.figures}
-        table.add_row(method.method, *(_cell(by_name[name], digits) if name in by_name else "–" for name in names))
+        table.add_row(
+            method.method, *(_cell(figures[name], digits[name]) if name in figures else "–" for name in names)
+        )
     return table
 
 
-def differences_table(
-    model: str, peers: Mapping[str, Sequence[Difference]], names: Sequence[str], title: str, digits: int = 4
-) -> Table:
+def differences_table(model: str, peers: Mapping[str, Sequence[Difference]], names: Sequence[str], title: str) -> Table:
     """A model minus each of its peers: one row per peer, one column per figure with interval and share of A ≤ B."""
-    table = Table(title=title, title_justify="left")
-    table.add_column(f"{model} minus")
-    for name in names:
-        table.add_column(name, justify="right")
-    for peer, differences in peers.items():
-        by_name = {difference.name: difference for difference in differences}
-        cells = [_difference_cell(by_name[name], digits) if name in by_name else "–" for name in names]
+    of_peers = {peer: {difference.name: difference for difference in found} for peer, found in peers.items()}
+    digits = {name: _digits(found[name].value for found in of_peers.values() if name in found) for name in names}
+    table = _table(f"{title}: difference and its interval, share of resamples at or below 0", f"{model} minus", names)
+    for peer, found in of_peers.items():
+        cells = [_difference_cell(found[name], digits[name]) if name in found else "–" for name in names]
         table.add_row(peer, *cells)
     return table
 
 
+def _table(title: str, of_rows: str, names: Sequence[str]) -> Table:
+    table = Table(title=title, title_justify="left")
+    table.add_column(of_rows)
+    for name in names:
+        table.add_column(name, justify="right")
+    return table
+
+
+def _digits(values: Iterable[float]) -> int:
+    """Three decimals, more where the largest of a column would show fewer than two digits with them."""
+    largest = max((abs(value) for value in values if math.isfinite(value)), default=0.0)
+    return max(3, 1 - math.floor(math.log10(largest))) if largest > 0 else 3
+
+
 def _difference_cell(difference: Difference, digits: int) -> str:
     interval = f"[{difference.low:+.{digits}f}, {difference.high:+.{digits}f}]"
-    return f"{difference.value:+.{digits}f} {interval} P(≤0) {difference.share_a_not_above_b:.3f}"
+    return f"{difference.value:+.{digits}f} {interval} {difference.share_a_not_above_b:.1%}"
 
 
 def _cell(figure: Figure, digits: int) -> str:

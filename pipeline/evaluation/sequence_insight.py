@@ -22,6 +22,7 @@ from models.m3 import M3
 from models.sequence_generator import SequenceGenerator
 from models.sequence_steps import WATCH_COUNT, WATCHED_VIDEOS
 from pipeline.evaluation.figures import Difference
+from pipeline.evaluation.plots import new_plot
 from pipeline.input_pipeline import Arrays, ExampleColumns
 from pipeline.retrieval_validation import class_vectors, serving_features
 
@@ -193,7 +194,8 @@ def worth_table(worth: Mapping[str, Sequence[Difference]], names: Sequence[str],
 
 def plot_dependence(dependences: Mapping[str, Dependence], path: Path) -> None:
     """Dep_L over L for each generator, relative to L = 1; format by suffix."""
-    axes, save = _canvas(path)
+    plot = new_plot(7.0, 4.5)
+    axes = plot.subplots()
     for name, found in dependences.items():
         if len(found.lags):
             axes.plot(found.lags, found.traces / abs(found.traces[0] or 1.0), label=name)
@@ -202,12 +204,13 @@ def plot_dependence(dependences: Mapping[str, Dependence], path: Path) -> None:
     axes.set_ylabel("tr Cov(Q(last), Q(L before)), relative to L = 1")
     if axes.get_legend_handles_labels()[0]:  # histories may be too few for any distance
         axes.legend()
-    save()
+    plot.savefig(path)
 
 
 def plot_gates(means: Sequence[GateMeans], path: Path) -> None:
     """Mean gates of every group as bars; format by suffix."""
-    axes, save = _canvas(path)
+    plot = new_plot(7.0, 4.5)
+    axes = plot.subplots()
     groups = [f"{mean.grouped_by}: {mean.group}" for mean in means]
     encoders = list(means[0].gates)
     for place, encoder in enumerate(encoders):
@@ -216,13 +219,4 @@ def plot_gates(means: Sequence[GateMeans], path: Path) -> None:
     axes.set_xticks(range(len(groups)), groups, rotation=60, ha="right")
     axes.set_ylabel("mean gate")
     axes.legend()
-    save()
-
-
-def _canvas(path: Path) -> tuple:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure as Canvas
-
-    canvas = Canvas(figsize=(7.0, 4.5), layout="constrained")
-    FigureCanvasAgg(canvas)
-    return canvas.subplots(), lambda: canvas.savefig(path)
+    plot.savefig(path)

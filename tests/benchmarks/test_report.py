@@ -7,9 +7,10 @@ import pytest
 from rich.console import Console
 
 from benchmarks import report
-from benchmarks.report import ResultTable, is_whole, machine, new_plot, publish_result, results_folder
+from benchmarks.report import ResultTable, is_whole, machine, publish_result, results_folder
 from features.errors import DataError
 from pipeline.evaluation.figures import Difference, Figure
+from pipeline.evaluation.plots import new_plot
 
 TABLE = ResultTable(
     "Loss by width",

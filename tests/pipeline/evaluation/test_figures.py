@@ -32,9 +32,20 @@ def test_table_shows_interval_missing_figure_and_reason():
     console = Console(width=120, record=True, file=io.StringIO())
     console.print(figures_table([EASE, LEFT_OUT], ["MAP@20", "recall@100"], "Retrieval"))
     text = console.export_text()
-    assert "0.0361 [0.0340, 0.0385]" in text
+    assert "0.036 [0.034, 0.038]" in text
     assert "–" in text
     assert "left out: 30000 videos" in text
+
+
+def test_a_column_of_small_figures_shows_two_digits_of_the_largest():
+    console = Console(width=120, record=True, file=io.StringIO())
+    values = (0.0042, 0.0009, 0.0)
+    methods = [MethodFigures(str(value), (Figure("MAP@20", value, value / 2, 2 * value, 9),)) for value in values]
+    console.print(figures_table(methods, ["MAP@20"], "Retrieval"))
+    text = console.export_text()
+    assert "0.0042 [0.0021, 0.0084]" in text
+    assert "0.0009 [" in text
+    assert "0.0000 [0.0000, 0.0000]" in text
 
 
 def test_asking_for_an_unknown_figure_names_those_there_are():
@@ -49,5 +60,5 @@ def test_differences_show_sign_interval_and_share():
     console.print(differences_table("two-tower", peers, ["MAP@20"], "Paired"))
     text = console.export_text()
     assert "two-tower minus" in text
-    assert "+0.0040 [-0.0010, +0.0090] P(≤0) 0.060" in text
+    assert "+0.0040 [-0.0010, +0.0090] 6.0%" in text
     assert text.count("–") == 1

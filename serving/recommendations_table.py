@@ -33,16 +33,28 @@ def recommendations_table(found: RecommendationList, tables: Path) -> Renderable
     watched = _table("watched, latest first", ["video"], titles)
     for video_id in found.watched:
         watched.add_row(Text(video_id), *map(_fact, told(video_id)))
-    listed = _table("up next", ["", "video"], titles, ["source", "retrieval", "watch time", "click"])
+    figures = _figures(found)
+    listed = _table("up next", ["", "video"], titles, list(figures))
     for place, row in enumerate(found.rows, 1):
-        scores = ", ".join(f"{score:.2f}" for score in row.retrieval_scores)
-        numbers = [scores, _seconds(row.expected_watch_time_s), _percent(row.click_probability)]
-        facts_of_row = map(_fact, told(row.video_id))
-        told_last = [", ".join(row.sources), *numbers]
-        listed.add_row(*map(Text, [str(place), row.video_id]), *facts_of_row, *map(Text, told_last))
+        of_row = [texts[place - 1] for texts in figures.values()]
+        listed.add_row(Text(str(place)), Text(row.video_id), *map(_fact, told(row.video_id)), *map(Text, of_row))
     heading = Text.assemble(("user ", "dim"), (found.user_id, "bold"), (f" at {found.now:%Y-%m-%d %H:%M} UTC", "dim"))
     notes = [Text(note, style="yellow") for note in found.notes]
     return Group(heading, *notes, Columns([watched, listed]))
+
+
+def _figures(found: RecommendationList) -> dict[str, list[str]]:
+    """Column -> its text in every row; without those that tell nothing, which would take room from the titles."""
+    rows = found.rows
+    texts = {
+        "source": [", ".join(row.sources) for row in rows],
+        "retrieval": [", ".join(f"{score:.2f}" for score in row.retrieval_scores) for row in rows],
+        "watch time": [_seconds(row.expected_watch_time_s) for row in rows],
+        "click": [_percent(row.click_probability) for row in rows],
+    }
+    if len(set(texts["source"])) == 1:
+        del texts["source"]
+    return {column: of_rows for column, of_rows in texts.items() if any(of_rows)}
 
 
 def video_facts(tables: Path, video_ids: Sequence[str]) -> dict[str, dict[str, str]]:

@@ -39,7 +39,7 @@ from models.weighted_logistic_regression import LabelStatistics
 from pipeline.sources.simulator import SimulatorConfig, simulate
 from serving.export import ExportConfig, VideoVectors, export_ranking, export_retrieval
 from serving.index_recall import RecallConfig
-from serving.recommend import Recommender, blend, latest_moment
+from serving.recommend import Recommendation, Recommender, blend, latest_moment
 from serving.recommendations_table import recommendations_table
 from serving.retrieval import RetrievalConfig
 from serving.stored_examples import StoredExamples, stored_examples
@@ -233,6 +233,24 @@ def test_the_printed_table_tells_what_the_videos_are_about(recommender: Recommen
     for video_id in [row.video_id for row in found.rows] + found.watched:
         assert video_id in text and ", ".join(videos[video_id]["topics"]) in text
     assert f"{found.rows[0].expected_watch_time_s:.1f} s" in text
+
+
+def test_the_printed_table_leaves_out_columns_that_tell_nothing(recommender: Recommender, platform: Platform):
+    ranked = recommender.recommend("nobody", count=2)
+    first, second = ranked.rows
+    of_two = [first, dataclasses.replace(second, sources=("other", *second.sources), retrieval_scores=(0.5, 0.25))]
+    unranked = [dataclasses.replace(row, expected_watch_time_s=None, click_probability=None) for row in ranked.rows]
+
+    def columns(rows: list[Recommendation]) -> set[str]:
+        console = Console(width=250, record=True, file=io.StringIO())
+        console.print(recommendations_table(dataclasses.replace(ranked, rows=rows), platform.run / "tables"))
+        lines = console.export_text().splitlines()
+        heading = next(line for line in lines if "retrieval" in line)
+        return {column for column in ("source", "retrieval", "watch time", "click") if column in heading}
+
+    assert columns(ranked.rows) == {"retrieval", "watch time", "click"}
+    assert columns(of_two) == {"source", "retrieval", "watch time", "click"}
+    assert columns(unranked) == {"retrieval"}
 
 
 def test_now_is_just_after_the_last_event(platform: Platform):

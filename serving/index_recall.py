@@ -15,6 +15,7 @@ from features.settings import Settings
 from serving.index import Index
 
 SLICES = ("head", "torso", "tail")
+TIE = 1e-5  # products of one vector differ by less when they are added up in another order, in float32
 
 
 class RecallConfig(Settings):
@@ -64,21 +65,50 @@ def popularity_slices(counts: np.ndarray) -> np.ndarray:
     return slices
 
 
-def exact_rows(vectors: np.ndarray, queries: np.ndarray, k: int) -> np.ndarray:
-    """The rows of the k largest dot products `[Q, k]`, unordered."""
-    k = min(k, len(vectors))
-    answers = [np.zeros((0, k), np.int64)]
+def rows_to_find(vectors: np.ndarray, queries: np.ndarray, found: np.ndarray) -> np.ndarray:
+    """The rows of the k largest dot products `[Q, k]`, unordered; of equal ones those that were found.
+
+    Videos without classes of their own share vectors when they share attributes: which of them an index answers says
+    nothing about it. Products count as equal to the k-th within `TIE` of the lengths multiplied.
+
+    Args:
+      vectors: `[N, d]` float32.
+      queries: `[Q, d]` float32.
+      found: `[Q, k]` distinct rows an index answered, -1 where none; k ≤ N.
+    """
     block = max(1, 50_000_000 // len(vectors))
+    lengths = np.linalg.norm(vectors, axis=1)
+    answers = [np.zeros((0, found.shape[1]), np.int64)]
     for start in range(0, len(queries), block):
-        scores = queries[start : start + block] @ vectors.T
-        answers.append(np.argpartition(-scores, k - 1, axis=1)[:, :k])
+        part = queries[start : start + block]
+        answers.append(_rows_to_find(part @ vectors.T, lengths, part, found[start : start + block]))
     return np.concatenate(answers)
+
+
+def _rows_to_find(scores: np.ndarray, lengths: np.ndarray, queries: np.ndarray, found: np.ndarray) -> np.ndarray:
+    """As `rows_to_find`, of scores `[Q, N]` and the vectors' lengths `[N]`."""
+    k = found.shape[1]
+    best = np.argpartition(-scores, k - 1, axis=1)[:, :k]
+    best_scores, found_scores = np.take_along_axis(scores, best, 1), np.take_along_axis(scores, found, 1)
+    kth = best_scores.min(axis=1, keepdims=True)
+    band = TIE * np.linalg.norm(queries, axis=1, keepdims=True)
+    offsets = np.arange(len(scores))[:, None] * (scores.shape[1] + 1)
+    found_too = np.isin(best + offsets, found + offsets)
+    others = (found >= 0) & ~np.isin(found + offsets, best + offsets)
+    # Ranks: 3 better than the k-th, 2 equal and found, 1 equal and not found, 0 worse. The k best of both are kept.
+    equal = best_scores <= kth + band * lengths[best]
+    ranks = np.where(equal, np.where(found_too, 2, 1), 3)
+    other_ranks = np.where(others & (found_scores >= kth - band * lengths[found]), 2, 0)
+    rows, ranks = np.concatenate([best, found], axis=1), np.concatenate([ranks, other_ranks], axis=1)
+    return np.take_along_axis(rows, np.argpartition(-ranks, k - 1, axis=1)[:, :k], 1)
 
 
 def recall_by_slice(
     index: Index, vectors: np.ndarray, queries: np.ndarray, counts: np.ndarray, config: RecallConfig
 ) -> dict[str, SliceRecall]:
     """Recall@k of `index` per popularity slice and over all (key `all`).
+
+    Of videos with equal scores at the k-th place, any counts as found.
 
     Args:
       index: the index to judge.
@@ -95,11 +125,11 @@ def recall_by_slice(
         )
     queries = np.ascontiguousarray(queries[: config.max_queries], np.float32)
     k = min(config.k, index.size)
-    expected = exact_rows(np.asarray(vectors, np.float32), queries, k)
     parts = np.array_split(queries, max(1, -(-len(queries) // 64)))
     found = np.concatenate(
         [index.search_rows(tf.constant(part), tf.zeros([len(part), 0], tf.int32), k)[0].numpy() for part in parts]
     )
+    expected = rows_to_find(np.asarray(vectors, np.float32), queries, found)
     # One number per (query, row), so that a hit is a set membership.
     offsets = np.arange(len(queries))[:, None] * (index.size + 1)
     hit = np.isin(expected + offsets, found + offsets)

@@ -186,6 +186,33 @@ def test_recall_counts_each_slice_alone():
     }
 
 
+@pytest.mark.parametrize("config", [CONFIG, IndexConfig(exact_below=0, reorder=2000)], ids=["exact", "hashing"])
+def test_videos_of_equal_vectors_are_found_as_well_as_any_other(config):
+    """Nearly all videos share a few vectors, as new videos of one uploader do: which of them is found is no matter."""
+    X = np.concatenate([vectors(300), np.repeat(3 * vectors(20, seed=1), 235, axis=0)])
+    index = Index(X, names(len(X)), config)
+    recalls = recall_by_slice(index, X, vectors(64, seed=2), np.zeros(len(X)), RecallConfig(k=100))
+    assert recalls["all"].recall == recalls["tail"].recall == 1.0
+    assert recalls["all"].expected == 6400
+
+
+def test_equal_scores_do_not_hide_that_a_better_video_was_missed():
+    X = np.array([[3, 0], [2, 0], [2, 0], [2, 0], [2, 0], [1, 0]], np.float32)
+    index = Index(X, names(6), CONFIG)
+    counts = np.array([9, 0, 0, 0, 0, 0])  # head v0, tail the others
+    for found, head, everywhere in (
+        ([0, 3, 4], 1.0, 1.0),  # any two of the four that are equal
+        ([2, 3, 4], 0.0, 2 / 3),  # three of the four in place of the best
+        ([0, 3, 5], 1.0, 2 / 3),  # the worst in place of one of the four
+        ([0], 1.0, 1 / 3),
+    ):
+        index.searcher = _FixedSearcher(found)
+        recalls = recall_by_slice(index, X, np.ones((2, 2), np.float32), counts, RecallConfig(k=3))
+        assert recalls["head"] == SliceRecall(videos=1, expected=2, recall=head)
+        assert recalls["all"].expected == 6
+        assert recalls["all"].recall == pytest.approx(everywhere)
+
+
 def test_an_approximate_index_is_not_exported_unmeasured():
     X, nothing = vectors(300), np.zeros((0, 16), np.float32)
     with pytest.raises(ExportError, match="expected validation queries to measure its recall with, found none"):

@@ -8,8 +8,8 @@ Columns: `video_id`; `video` and `clicked_video` (int32 rows of those id spaces,
 the table of videos by its type:
 
 - text, or the source of a categorical feature: `c` int32 rows of the feature's id space (list<int32> for lists; absent
-  where no feature uses it), and `c_raw` the text itself;
-- numbers and booleans: `c` float32, NaN where missing;
+  where no feature uses it), and `c_raw` the values themselves;
+- numbers (decimals too) and booleans: `c` float32, NaN where missing;
 - times: `c` as timestamp.
 """
 
@@ -156,7 +156,7 @@ def _encoded(
             columns[name] = values
         elif pa.types.is_boolean(values.type):
             columns[name] = _numbers(values.cast(pa.uint8()))
-        elif pa.types.is_integer(values.type) or pa.types.is_floating(values.type):
+        elif pa.types.is_integer(values.type) or pa.types.is_floating(values.type) or pa.types.is_decimal(values.type):
             columns[name] = _numbers(values)
     return columns
 
@@ -170,7 +170,8 @@ def _is_list(dtype: pa.DataType) -> bool:
 
 
 def _numbers(values: pa.Array) -> pa.Array:
-    return pc.fill_null(values.cast(pa.float32(), safe=False), np.nan)
+    # By float64: Arrow casts a decimal 0.1 to the float32 beside the nearest.
+    return pc.fill_null(values.cast(pa.float64(), safe=False).cast(pa.float32(), safe=False), np.nan)
 
 
 def _rows(values: pa.Array, vocabulary: Vocabulary) -> pa.Array:

@@ -87,9 +87,11 @@ class Encoder:
             return pa.array(self.videos.rows[str(feature.id_space)])
         if name not in self.catalogue.column_names:
             raise ConfigError(f"feature {feature.name!r}: the catalogue has no column {name!r}; run the analysis again")
-        values = _array(self.catalogue[name])
         if feature.kind == Kind.CONTINUOUS:
+            raw = f"{name}_raw"  # there are rows in `name` where another feature has the column as categorical
+            values = _array(self.catalogue[raw if raw in self.catalogue.column_names else name])
             return pa.array(_and_absent(numbers(values), np.nan))
+        values = _array(self.catalogue[name])
         if feature.multivalent:
             lists = first_of_lists(values, int(feature.max_length or 0))
             return pa.concat_arrays([lists, pa.array([[]], lists.type)]).cast(feature.arrow_type)
@@ -101,7 +103,7 @@ def numbers(values: pa.Array | pa.ChunkedArray) -> np.ndarray:
     values = _array(values)
     if pa.types.is_boolean(values.type):
         values = values.cast(pa.uint8())
-    return pc.fill_null(values.cast(pa.float64()), np.nan).to_numpy(zero_copy_only=False).astype(np.float32)
+    return pc.fill_null(values.cast(pa.float64(), safe=False), np.nan).to_numpy(zero_copy_only=False).astype(np.float32)
 
 
 def padded_rows(column: pa.Array | pa.ChunkedArray) -> np.ndarray:

@@ -75,9 +75,9 @@ class Lookups:
         self._found: dict[tuple[str, str], Any] = {}
 
     def row(self, space: str | None, value: Any) -> int:
-        if isinstance(value, bool):
-            value = str(value).lower()
-        return self.rows[str(space)].get(None if value is None else str(value), 0)
+        if value is not None and not isinstance(value, str):
+            value = pa.scalar(value).cast(pa.string()).as_py()  # 1.0 is "1", as in vocabularies
+        return self.rows[str(space)].get(value, 0)
 
     def token_rows(self, query: str | None) -> list[int]:
         """Rows of a query's tokens."""
@@ -85,6 +85,10 @@ class Lookups:
             tokens = search_tokens(pa.array([query], pa.string()))[0].as_py()
             self._tokens[query] = [self.row("search_token", token) for token in tokens]
         return self._tokens[query]
+
+    def column_of_numbers(self, name: str) -> str:
+        """The catalogue's column that has the values and not their rows."""
+        return f"{name}_raw" if f"{name}_raw" in self._catalogue.column_names else name
 
     def of_video(self, video: str, column: str) -> Any:
         """The catalogue's entry, None where it does not hold the video."""
@@ -141,9 +145,10 @@ def reference_value(feature: Feature, request: PlainRequest, lookups: Lookups, l
     if room == "videos":
         if name == "video_id":
             return lookups.of_video(request.video_id, str(feature.id_space)) or 0
-        value = lookups.of_video(request.video_id, name)
         if feature.kind == Kind.CONTINUOUS:
+            value = lookups.of_video(request.video_id, lookups.column_of_numbers(name))
             return math.nan if value is None else float(value)
+        value = lookups.of_video(request.video_id, name)
         return (value or [])[: feature.max_length] if feature.multivalent else value or 0
     value = request.row.get(name) if room == "request" else (request.user or {}).get(name)
     return _encode(feature, value, lookups)

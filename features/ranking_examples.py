@@ -6,12 +6,11 @@ one it is compared with. Where an impression has no `request_id`, its request is
 page), in training and in evaluation alike.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from pydantic import Field
 
 from features.encoding import Encoder, numbers
@@ -20,7 +19,7 @@ from features.example_features import FeatureColumns, Histories, RequestRows
 from features.feature_lists import FeatureListConfig
 from features.hashing import combine, hash_strings
 from features.settings import Settings
-from features.shards import EventRows, Shard
+from features.shards import EventRows, Shard, codes
 from features.spec import FeatureSpec
 from features.splits import PARTS, Part, Split
 from features.tables import TIMESTAMP
@@ -139,42 +138,44 @@ def impression_watch_times(shard: Shard) -> np.ndarray:
 
 
 def _watch_by_impression_id(rows: EventRows, watches: EventRows) -> np.ndarray:
-    """int64 `[rows]`: the watch of the same `impression_id`, -1 without one."""
+    """int64 `[rows]`: the watch of the same user and `impression_id`, -1 without one."""
     if "impression_id" not in rows.table.column_names or "impression_id" not in watches.table.column_names:
         return np.full(len(rows.table), -1, np.int64)
-    known = watches.table["impression_id"].combine_chunks()
-    found = pc.index_in(rows.table["impression_id"].combine_chunks(), known, skip_nulls=True)
-    match = pc.fill_null(found, -1).to_numpy(zero_copy_only=False).astype(np.int64)
-    same_user = watches.user[match] == rows.user if len(watches.time_us) else np.zeros(len(match), bool)
-    return np.where((match >= 0) & same_user, match, -1)
+    match = _watch_of_same(rows, watches, [_codes(watches, rows, "impression_id")])
+    return np.where(_named(rows.table), match, -1)
 
 
 def _watch_by_moment(rows: EventRows, watches: EventRows) -> np.ndarray:
     """int64 `[rows]`: the watch of the same user, video and time, -1 without one or where both name an impression."""
-    n = len(watches.time_us)
-    videos = pa.concat_arrays([_strings(watches.table["video_id"]), _strings(rows.table["video_id"])])
-    video = videos.dictionary_encode().indices.to_numpy()
+    times = np.concatenate([watches.time_us, rows.time_us])
+    match = _watch_of_same(rows, watches, [times, _codes(watches, rows, "video_id")])
+    known = (match >= 0) & (rows.time_us != ORDER_ONLY)
+    both_named = _named(watches.table)[match] & _named(rows.table) if len(watches.time_us) else False
+    return np.where(known & ~both_named, match, -1)
+
+
+def _watch_of_same(rows: EventRows, watches: EventRows, keys: Sequence[np.ndarray]) -> np.ndarray:
+    """int64 `[rows]`: the first watch of the same user and keys (of watches, then of rows), -1 without one."""
     user = np.concatenate([watches.user, rows.user])
-    time_us = np.concatenate([watches.time_us, rows.time_us])
-    order = np.lexsort((np.arange(len(user)), video, time_us, user))
-    keys = np.stack([user[order], time_us[order], video[order]])
-    first = np.concatenate([[True], (keys[:, 1:] != keys[:, :-1]).any(axis=0)])
+    order = np.lexsort((np.arange(len(user)), *keys, user))
+    sorted_keys = np.stack([user, *keys])[:, order]
+    first = np.concatenate([[True], (sorted_keys[:, 1:] != sorted_keys[:, :-1]).any(axis=0)])
     leader = order[np.maximum.accumulate(np.where(first, np.arange(len(order)), 0))]
-    match = np.full(len(user), -1, np.int64)
-    match[order] = np.where((leader < n) & (time_us[order] != ORDER_ONLY), leader, -1)
-    match = match[n:]
-    both_named = _named(watches.table)[match] & _named(rows.table) if n else np.zeros(len(match), bool)
-    return np.where(both_named, -1, match)
+    match = np.empty(len(user), np.int64)
+    match[order] = np.where(leader < len(watches.user), leader, -1)
+    return match[len(watches.user) :]
+
+
+def _codes(watches: EventRows, rows: EventRows, name: str) -> np.ndarray:
+    """int64 codes of a text column of watches, then of rows; -1 where null."""
+    columns = [table[name].cast(pa.string()) for table in (watches.table, rows.table)]
+    return codes(pa.chunked_array([chunk for column in columns for chunk in column.chunks], pa.string()))
 
 
 def _named(table: pa.Table) -> np.ndarray:
     if "impression_id" not in table.column_names:
         return np.zeros(len(table), bool)
     return table["impression_id"].combine_chunks().is_valid().to_numpy(zero_copy_only=False)
-
-
-def _strings(column: pa.ChunkedArray) -> pa.Array:
-    return column.combine_chunks().cast(pa.string())
 
 
 def ranking_schema(spec: FeatureSpec, impression_ids: bool) -> pa.Schema:

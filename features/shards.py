@@ -246,7 +246,7 @@ def _told_again(table: pa.Table, user: np.ndarray, time_us: np.ndarray, order: n
         return again
     impression = np.full(len(table), -1, np.int64)
     if "impression_id" in table.column_names:
-        impression = _codes(table["impression_id"])
+        impression = codes(table["impression_id"])
         rows = np.flatnonzero(impression >= 0)
         rows = rows[np.lexsort((rows, impression[rows], user[rows]))]
         same = (impression[rows][1:] == impression[rows][:-1]) & (user[rows][1:] == user[rows][:-1])
@@ -261,7 +261,7 @@ def _told_again(table: pa.Table, user: np.ndarray, time_us: np.ndarray, order: n
     rows = np.flatnonzero(beside)
     if len(rows) == 0:
         return again
-    video = _codes(table["video_id"].take(pa.array(rows)))
+    video = codes(table["video_id"].take(pa.array(rows)))
     order = np.where(time_us[rows] == ORDER_ONLY, order[rows], 0)
     # Rows without an impression id come last in their group, so they tell again whatever is before them.
     anonymous = impression[rows] < 0
@@ -272,7 +272,7 @@ def _told_again(table: pa.Table, user: np.ndarray, time_us: np.ndarray, order: n
     return again
 
 
-def _codes(ids: pa.ChunkedArray) -> np.ndarray:
+def codes(ids: pa.ChunkedArray) -> np.ndarray:
     """int64 codes of equal ids; -1 for null."""
     encoded = ids.combine_chunks().dictionary_encode().indices
     return pc.fill_null(encoded, -1).to_numpy(zero_copy_only=False).astype(np.int64)

@@ -8,7 +8,8 @@ Count, missing, minimum and maximum are exact. The rest is sketched, so that mem
 - top values of text and booleans: a mergeable Misra-Gries summary (Agarwal et al. 2012), whose counts are exact or too
   low by at most the stated error.
 
-Null, NaN and empty text are missing. A list column is described by its items.
+Null, NaN and empty text are missing. A list column is described by its items, a column of structs, maps or lists of
+lists by count and missing alone.
 """
 
 from collections.abc import Iterable, Mapping
@@ -130,6 +131,8 @@ class ColumnSummary:
     values: int = 0
     first: str | None = None  # of text, by UTF-8 bytes
     last: str | None = None
+    least: int | None = None  # of integers and times, whose sketch holds them as float64
+    greatest: int | None = None
 
     @staticmethod
     def empty(config: StatisticsConfig) -> "ColumnSummary":
@@ -149,7 +152,7 @@ class ColumnSummary:
             self.missing += len(column) - len(values)
         if _is_numeric(self.type):
             self._add_numbers(values)
-        else:
+        elif not pa.types.is_nested(self.type):
             self._add_text(count_values(values))
 
     def _add_numbers(self, values: pa.ChunkedArray | pa.Array) -> None:
@@ -157,8 +160,13 @@ class ColumnSummary:
             values = values.cast(pa.timestamp("us", values.type.tz)).cast(pa.int64())
         numbers = values.to_numpy(zero_copy_only=False) if isinstance(values, pa.Array) else values.to_numpy()
         self.numbers.update(numbers)
-        # Adding zero makes -0.0 and 0.0 one value.
-        self.distinct.add(mix((numbers.astype(np.float64) + 0.0).view(np.uint64)))
+        if pa.types.is_integer(values.type):
+            self.distinct.add(mix(numbers.astype(np.int64).view(np.uint64)))
+            ends = pc.min_max(values)
+            self._reach(ends["min"].as_py(), ends["max"].as_py())
+        else:
+            # Adding zero makes -0.0 and 0.0 one value.
+            self.distinct.add(mix((numbers.astype(np.float64) + 0.0).view(np.uint64)))
 
     def _add_text(self, counts: pa.Table) -> None:
         if counts.num_rows == 0:
@@ -174,6 +182,10 @@ class ColumnSummary:
         self.first = min(firsts, key=str.encode, default=None)
         self.last = max(lasts, key=str.encode, default=None)
 
+    def _reach(self, least: int | None, greatest: int | None) -> None:
+        self.least = min((n for n in (self.least, least) if n is not None), default=None)
+        self.greatest = max((n for n in (self.greatest, greatest) if n is not None), default=None)
+
     def merge(self, other: "ColumnSummary") -> None:
         """Adds what `other` holds."""
         if other.rows == 0:
@@ -186,6 +198,7 @@ class ColumnSummary:
         self.frequent.add(other.frequent.counts, other.frequent.error)
         self.distinct.add(other.distinct.hashes)
         self._extend(other.first, other.last)
+        self._reach(other.least, other.greatest)
 
     def statistics(self, config: StatisticsConfig) -> dict[str, Any]:
         """The column's statistics as JSON values; what its type does not have is absent."""
@@ -193,8 +206,10 @@ class ColumnSummary:
             "type": f"list<{self.type}>" if self.is_list else str(self.type),
             "count": self.rows,
             "missing": self.missing,
-            "distinct": self.distinct.estimate,
         }
+        if pa.types.is_nested(self.type):
+            return result
+        result["distinct"] = self.distinct.estimate
         if self.is_list:
             result["items"] = self.values
         if self.values == 0:
@@ -209,6 +224,8 @@ class ColumnSummary:
         quantiles = self.numbers.quantiles(config.quantiles)
         shown = [_shown(value, self.type) for value in quantiles.boundaries.tolist()]
         error = {"quantiles": shown, "rank_error": quantiles.rank_error}
+        if self.least is not None and self.greatest is not None:
+            shown[0], shown[-1] = _shown(self.least, self.type), _shown(self.greatest, self.type)
         return {**result, "min": shown[0], "max": shown[-1], **error}
 
 
@@ -285,7 +302,7 @@ def _summary_cells(column: Mapping[str, Any]) -> tuple[str, ...]:
         column["type"],
         f"{column['count']:,}",
         f"{share:.1%}",
-        f"{column['distinct']:,}",
+        f"{column['distinct']:,}" if "distinct" in column else "",
         *map(_cell, of_values),
         top,
     )

@@ -167,14 +167,14 @@ def _split_duplicates(rows: pa.Table, table: Table) -> tuple[pa.Table, pa.Table]
     """Separates the first row (in source order) of each key from its repetitions.
 
     The key is the id of users and videos; user, video (or query) and moment of events, with `order` where the moment
-    is not known; and `impression_id` alone where an impression has one.
+    is not known; and user and `impression_id` where an impression has one.
     """
     keys: dict[str, pa.ChunkedArray] = {name: rows[name] for name in table.required.names if name != "clicked"}
     if table.partitioned and "order" in rows.column_names:
         keys["order"] = pc.if_else(rows["timestamp"].is_valid(), None, rows["order"])
     if table.name == "impressions" and "impression_id" in rows.column_names:
         named = rows["impression_id"].is_valid()
-        keys = {name: pc.if_else(named, None, column) for name, column in keys.items()}
+        keys = {n: column if n == "user_id" else pc.if_else(named, None, column) for n, column in keys.items()}
         keys["impression_id"] = rows["impression_id"]
     grouped = pa.table({**keys, _SEQUENCE: rows[_SEQUENCE]}).group_by(list(keys), use_threads=False)
     first = grouped.aggregate([(_SEQUENCE, "min")])[f"{_SEQUENCE}_min"]

@@ -189,6 +189,20 @@ def test_the_watch_time_of_a_clicked_impression_is_found_in_the_watches(tmp_path
     assert left_out == {"clicked_but_watch_time_not_known": 2}
 
 
+def test_users_may_number_their_impressions_alike(tmp_path: Path) -> None:
+    rows = [impression(user, "a", second, True, impression_id=str(second)) for user in "uw" for second in (1, 2)]
+    watches = [
+        {**row, "watch_time_s": 10.0 * place, "time_us": row["time_us"] + 5 * SECOND}
+        for place, row in enumerate(({k: v for k, v in row.items() if k != "clicked"} for row in rows), 1)
+    ]
+    examples, left_out = build(
+        tmp_path, {"impressions": table("impressions", rows), "watches": table("watches", watches)}
+    )
+    found = {(r["user_id"], r["impression_id"]): r["watch_time_s"] for r in examples.to_pylist()}
+    assert found == {("u", "1"): 10, ("u", "2"): 20, ("w", "1"): 30, ("w", "2"): 40}
+    assert not left_out
+
+
 def test_an_impression_is_in_the_part_of_its_own_moment(tmp_path: Path) -> None:
     rows = [impression("u", "a", 10, request_id="r"), impression("u", "b", 30, request_id="r")]
     split = Split(*[START_US + 20 * SECOND] * 3, START_US + 25 * SECOND, 0.0, 0, True)

@@ -48,6 +48,21 @@ def test_a_number_column():
     assert (found["min"], found["max"], found["quantiles"]) == (0.0, 2.0, [0.0, 1.0, 2.0])
 
 
+def test_whole_numbers_beyond_float64_stay_apart():
+    ids = [2**60 + n for n in range(100)]
+    found = statistics(pa.array(ids[50:]), pa.array([*ids[:50], None]))
+    assert (found["distinct"], found["min"], found["max"]) == (100, 2**60, 2**60 + 99)
+    assert statistics(pa.array([2**63 + 1, 7], pa.uint64()))["max"] == 2**63 + 1
+
+
+def test_a_column_of_structs_is_counted():
+    found = statistics(pa.array([{"a": 1}, None]), pa.array([{"a": 2}]))
+    assert found == {"type": "struct<a: int64>", "count": 3, "missing": 1}
+    assert statistics(pa.array([[[1]], None]))["missing"] == 1
+    [row] = summary_rows({"about": found})
+    assert row == ("about", "struct<a: int64>", "3", "33.3%", "", "", "", "", "")
+
+
 def test_whole_numbers_times_and_booleans_keep_their_form():
     assert statistics(pa.array([3, 1, 2]), config=StatisticsConfig(quantiles=2))["quantiles"] == [1, 3]
     moment = datetime(2020, 2, 29, 12, 30, 0, 250, UTC)

@@ -122,6 +122,22 @@ def test_an_impression_id_tells_impressions_apart_and_together(tmp_path):
     assert kept["timestamp"].to_pylist() == [NOON] * 3
 
 
+def test_users_may_number_their_impressions_alike(tmp_path):
+    table = pa.table(
+        {
+            "user_id": ["u", "w", "w"],
+            "video_id": ["v", "v", "x"],
+            "timestamp": [NOON] * 3,
+            "clicked": [True] * 3,
+            "impression_id": ["1", "1", "1"],
+        }
+    )
+    summary = run(tmp_path, TOLERANT, watches=watches([("u", "v", NOON)]), impressions=table)
+    assert summary.tables["impressions"].rejected == {"duplicate": 1}
+    kept = read_table(tmp_path / "tables", "impressions")
+    assert kept["user_id"].to_pylist() == ["u", "w"]
+
+
 def test_the_second_row_of_a_user_is_a_duplicate(tmp_path):
     users = pa.table({"user_id": ["u", "w", "u"], "region": ["DE", "FR", "IT"]})
     run(tmp_path, TOLERANT, watches=watches([("u", "v", NOON)]), users=users)

@@ -274,23 +274,35 @@ def executed_operations(folder: Path, request: dict[str, np.ndarray]) -> list[st
     return [name for name in names if not name.startswith(("_", "Func/"))]
 
 
-def test_the_penalty_is_the_mean_gate_over_real_steps_and_for_training_only():
+def test_the_penalty_is_the_mean_of_the_gates_that_are_applied_and_for_training_only():
+    """At step 0 nothing is encoded, so the gates there open nothing: 3 + 0 + 1 + 5 steps count."""
     model, plain, inputs = small(gate_penalty=2.0), read_only(), training_batch()
     model.compute_loss(inputs)
     assert not model.losses
     model.compute_loss(inputs, training=True)
     gates = []
     for row, length in enumerate(LENGTHS):
-        for step in range(length + 1):
+        for step in range(1, length + 1):
             alone = cut(batch(), row, 5)
             alone["watch_count"][:] = step
             alone["page"] = alone["watched_page"][:, step] if step < length else alone["page"]
             gates.append(plain.gate_values(tensors(alone))[0])
-    assert len(gates) == 4 + 1 + 2 + 6
+    assert len(gates) == 3 + 0 + 1 + 5
     (penalty,) = model.losses
     assert float(penalty) == pytest.approx(2 * np.mean(gates), rel=1e-5)
     plain.compute_loss(inputs, training=True)
     assert not plain.losses
+
+
+def test_the_penalty_by_hand_where_the_gates_of_the_first_watch_are_three_quarters():
+    """One request after one watch, whose gates are 3/4 each; at step 0, where none is applied, they would be 1/2."""
+    model = small(gate_penalty=1.0, gate=Gate.BOTTOM, context=[], input_widths=())
+    kernel, bias = model.gating.layer.weights
+    kernel.assign(np.full(kernel.shape, np.log(3.0)))  # σ(log 3) = 3/4
+    bias.assign(np.zeros(bias.shape))
+    model.watch_table.embeddings.assign(np.eye(8, 4, -2))  # video 2 is (1, 0, 0, 0)
+    model.compute_loss(training_batch(cut(batch(), 2, 5)), training=True)
+    assert float(model.losses[0]) == pytest.approx(0.75, rel=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,10 @@
 """Baselines of the sequence papers, over the same input, context and output as the models they are compared with.
 
 - `BagOfWatches`: the average of all watches so far (DeepBoW of Tang et al. 2019, section 5.1; BOW of Beutel et al.
-  2018, section 7.1). With `last_watches` the embeddings of the last few are put beside the average: "a bag-of-watches,
-  each of the last three videos watched" (BOW+Time), and DeepYouTube's last event and average of all (Tang et al. 2019,
-  section 5.2), where context such as the time to the prediction is concatenated by `context`.
+  2018, section 7.1) that are in the vocabulary, zero without any. With `last_watches` the embeddings of the last few are
+  put beside the average: "a bag-of-watches, each of the last three videos watched" (BOW+Time), and DeepYouTube's last
+  event and average of all (Tang et al. 2019, section 5.2), where context such as the time to the prediction is
+  concatenated by `context`.
 - `Caser` (Tang and Wang 2018, WSDM, without its user embeddings, as Tang et al. 2019 use it): horizontal filters over
   the last watches, each filter's largest answer kept, and vertical filters, weighted sums over the last watches.
 
@@ -21,7 +22,7 @@ from pydantic import Field
 
 from features.spec import FeatureSpec
 from models.sequence_generator import SequenceConfig, SequenceGenerator
-from models.sequence_steps import of_last_event
+from models.sequence_steps import WATCHED_VIDEOS, of_last_event
 
 
 class BagOfWatchesConfig(SequenceConfig):
@@ -47,9 +48,10 @@ class BagOfWatches(SequenceGenerator):
 
     def states(self, features: Mapping[str, tf.Tensor], training: bool = False) -> tf.Tensor:
         inputs = self.events(features, training).inputs
-        count = tf.range(1, tf.shape(inputs)[1] + 1)
+        known = tf.cast(features[WATCHED_VIDEOS] != 0, tf.float32)[:, :, tf.newaxis]
         # Sums of many halves lose their last bits, so they are added up in float32.
-        average = tf.cumsum(tf.cast(inputs, tf.float32), axis=1) / tf.cast(count, tf.float32)[:, tf.newaxis]
+        total = tf.cumsum(tf.cast(inputs, tf.float32) * known, axis=1)
+        average = tf.math.divide_no_nan(total, tf.cumsum(known, axis=1))
         parts = [tf.cast(average, inputs.dtype)]
         parts += [shifted(inputs, steps) for steps in range(self.config.last_watches)]
         return of_last_event(tf.concat(parts, axis=-1))

@@ -38,8 +38,8 @@ MODELS = {
 }
 
 
-def test_a_bag_is_the_average_of_the_watches_so_far_and_the_last_ones_stand_beside_it() -> None:
-    """The watch out of the vocabulary is a zero vector that counts: the third state is (v1 + 0 + v3) / 3."""
+def test_a_bag_is_the_average_of_the_known_watches_so_far_and_the_last_ones_stand_beside_it() -> None:
+    """The watch out of the vocabulary does not count: the second state is v1, the third (v1 + v3) / 2."""
     model = bag(last_watches=2)
     v = model.watch_table.embeddings.numpy()
     states = model.states(tensors(batch())).numpy()[0]
@@ -47,10 +47,21 @@ def test_a_bag_is_the_average_of_the_watches_so_far_and_the_last_ones_stand_besi
     expected = [
         [zero, zero, zero],
         [v[1], v[1], zero],
-        [v[1] / 2, zero, v[1]],
-        [(v[1] + v[3]) / 3, v[3], zero],
+        [v[1], zero, v[1]],
+        [(v[1] + v[3]) / 2, v[3], zero],
     ]
     np.testing.assert_allclose(states[:4], [np.concatenate(rows) for rows in expected], atol=1e-6)
+
+
+def test_the_context_of_a_watch_out_of_the_vocabulary_is_not_averaged() -> None:
+    model = bag(last_watches=1, context=[ContextFeature(name="page", pre=Use.CONCATENATE)])
+    pages = model.context_before.tables["page"].embeddings.numpy()
+    states = model.states(tensors(batch())).numpy()[:, :, 4:]
+    width = pages.shape[1]
+    np.testing.assert_allclose(states[0, 2, :width], pages[1], atol=1e-6)  # the second watch is on page 2
+    np.testing.assert_allclose(states[0, 2, -width:], pages[2], atol=1e-6)
+    unknown = changed("watched_video_ids", 2, 0, 0)
+    np.testing.assert_array_equal(model.states(tensors(unknown)).numpy()[2, 1, : 4 + width], np.zeros(4 + width))
 
 
 def test_caser_is_the_largest_answer_of_each_horizontal_filter_and_weighted_sums() -> None:

@@ -1,9 +1,9 @@
 """Baselines of the sequence papers, over the same input, context and output as the models they are compared with.
 
 - `BagOfWatches`: the average of all watches so far (DeepBoW of Tang et al. 2019, section 5.1; BOW of Beutel et al.
-  2018, section 7.1) that are in the vocabulary, zero without any. With `last_watches` the embeddings of the last few are
-  put beside the average: "a bag-of-watches, each of the last three videos watched" (BOW+Time), and DeepYouTube's last
-  event and average of all (Tang et al. 2019, section 5.2), where context such as the time to the prediction is
+  2018, section 7.1) that are in the vocabulary, zero without any. With `last_watches` the embeddings of the last few
+  are put beside the average: "a bag-of-watches, each of the last three videos watched" (BOW+Time), and DeepYouTube's
+  last event and average of all (Tang et al. 2019, section 5.2), where context such as the time to the prediction is
   concatenated by `context`.
 - `Caser` (Tang and Wang 2018, WSDM, without its user embeddings, as Tang et al. 2019 use it): horizontal filters over
   the last watches, each filter's largest answer kept, and vertical filters, weighted sums over the last watches.

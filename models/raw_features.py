@@ -130,11 +130,14 @@ class _Request:
         return tf.fill([*self._shape(feature), *([1] if feature.multivalent else [])], row)
 
     def _of_the_moment(self, feature: Feature) -> tf.Tensor:
-        local_us = self._now_us + self._tables.utc_offset_us
+        known = self._now_us != ORDER_ONLY
+        local_us = tf.where(known, self._now_us, 0) + self._tables.utc_offset_us
         if feature.source == "request.hour":
-            return tf.gather(self._tables.fixed_rows[feature.name], local_us // _HOUR_US % 24)
+            rows = tf.gather(self._tables.fixed_rows[feature.name], local_us // _HOUR_US % 24)
+            return tf.where(known, rows, 0)
         # The epoch was a Thursday, three days into its week.
-        return tf.cast(tf.cast((local_us + 72 * _HOUR_US) % (168 * _HOUR_US), tf.float64) / 1e6, tf.float32)
+        seconds = tf.cast((local_us + 72 * _HOUR_US) % (168 * _HOUR_US), tf.float64) / 1e6
+        return tf.cast(tf.where(known, seconds, np.nan), tf.float32)
 
     def _column(self, feature: Feature) -> tf.Tensor:
         values = self._raw[str(feature.column_input)]
@@ -205,7 +208,7 @@ class _Request:
     def _now_us(self) -> tf.Tensor:
         if inputs.NOW in self._raw:
             return microseconds(self._raw[inputs.NOW])
-        return tf.zeros([self._size], tf.int64)
+        return tf.fill([self._size], tf.constant(ORDER_ONLY, tf.int64))
 
     @cached_property
     def _candidate(self) -> tf.Tensor:

@@ -1,7 +1,8 @@
 """History derivations inside a TensorFlow graph: the twin of `features/history.py`, value for value.
 
 That module's text defines every derivation; here each is the same formula over dense windows `[B, n]` of a request
-instead of ranges of sorted events.
+instead of ranges of sorted events. Only here may the request's moment be unknown (`ORDER_ONLY`), which examples never
+have: then no event is left out, no watch counts as unfinished, and what is measured from the moment is missing.
 """
 
 from collections.abc import Callable, Mapping
@@ -75,13 +76,13 @@ def raw_window(
     time_s: tf.Tensor | None = None,
     value: tf.Tensor | None = None,
 ) -> RawWindow:
-    """The last `size` events of each request that are strictly before it.
+    """The last `size` events of each request that are strictly before it, or of all where its time is not known.
 
     Args:
       ids: string `[B, W]`, oldest first; "" is padding, wherever it stands.
       video: int32 `[B, W]`, the ids' catalogue positions.
       size: of the window.
-      now_us: int64 `[B]`, the request's time.
+      now_us: int64 `[B]`, the request's time, `ORDER_ONLY` where not known.
       time_s: float64 `[B, any]` seconds, NaN where not known; None: no event's time is known.
       value: float32 `[B, any]`; None: not known.
     """
@@ -91,7 +92,7 @@ def raw_window(
     else:
         time_us = microseconds(_fitted(time_s, given, np.nan))
     value = tf.fill(tf.shape(ids), np.float32(np.nan)) if value is None else _fitted(value, given, np.nan)
-    valid = (ids != "") & (time_us < now_us[:, tf.newaxis])
+    valid = (ids != "") & ((time_us < now_us[:, tf.newaxis]) | (now_us == ORDER_ONLY)[:, tf.newaxis])
     # The valid events move to the left in their order (of equals the first comes first), and the last `size` stay.
     kept = tf.cast(valid, tf.int32)
     order = tf.math.top_k(kept, given).indices
@@ -123,8 +124,8 @@ def _fitted(values: tf.Tensor, length: tf.Tensor, padding: float | str) -> tf.Te
 
 
 def seconds_between(earlier_us: tf.Tensor, later_us: tf.Tensor) -> tf.Tensor:
-    """float32 seconds from `earlier_us` to `later_us`; NaN where the earlier time is not known."""
-    known = earlier_us != ORDER_ONLY
+    """float32 seconds from `earlier_us` to `later_us`; NaN where one of the times is not known."""
+    known = (earlier_us != ORDER_ONLY) & (later_us != ORDER_ONLY)
     seconds = tf.cast(later_us - tf.where(known, earlier_us, 0), tf.float64) / 1e6
     return tf.cast(tf.where(known, seconds, np.nan), tf.float32)
 
@@ -133,7 +134,7 @@ class RawRequests:
     """The windows of a batch of requests and the candidates scored at them.
 
     Args:
-      now_us: int64 `[B]`, the request's time.
+      now_us: int64 `[B]`, the request's time, `ORDER_ONLY` where not known.
       watches, impressions: their windows.
       videos: the catalogue's columns.
       candidate: int32 `[B, C]` catalogue positions.
@@ -207,23 +208,21 @@ def _mean_watch_time_s(requests: RawRequests) -> tf.Tensor:
 
 
 def has_ended(watches: RawWindow, moment_us: tf.Tensor) -> tf.Tensor:
-    """bool `[B, size]`: watches of known length that ended at `moment_us` (int64, broadcast) or before."""
+    """bool `[B, size]`: watches of known length that ended at `moment_us` (int64, broadcast), if known, or before."""
     length = tf.cast(watches.value, tf.float64)
     known = ~tf.math.is_nan(length)
     length_us = tf.cast(tf.round(tf.where(known, length, 0.0) * 1e6), tf.int64)
-    return known & (watches.time_us + length_us <= moment_us)
+    return known & ((watches.time_us + length_us <= moment_us) | (moment_us == ORDER_ONLY))
 
 
 def seconds_to_next_watch(watches: RawWindow, now_us: tf.Tensor) -> tf.Tensor:
     """float32 `[B, size]` seconds to the next watch, from the last to the request; NaN where not known or padded."""
-    following = watches.until_next_us(now_us)
-    # A client may send a time of which only the order is known after one that is known.
-    return tf.where(following == ORDER_ONLY, np.float32(np.nan), seconds_between(watches.time_us, following))
+    return seconds_between(watches.time_us, watches.until_next_us(now_us))
 
 
 def watched_time_s(watches: RawWindow, now_us: tf.Tensor) -> tf.Tensor:
     """float32 `[B, size]` watch times, NaN where not known, not ended when the next watch began, or padded."""
-    ended = has_ended(watches, watches.until_next_us(now_us)) | (watches.time_us == ORDER_ONLY)
+    ended = has_ended(watches, watches.until_next_us(now_us))
     return tf.where(ended, watches.value, np.float32(np.nan))
 
 

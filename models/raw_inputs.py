@@ -13,16 +13,17 @@ input.
 | shown_timestamps | float64 `[B, I]` | seconds since the epoch |
 | shown_clicked | float32 `[B, I]` | 1 or 0, NaN: not known |
 | search_queries | string `[B, S]` | searches, as typed |
-| request_timestamp | float64 `[B]` | the request's moment, seconds since the epoch |
+| request_timestamp | float64 `[B]` | the request's moment, seconds since the epoch; NaN: not known |
 | candidate_ids | string `[B, C]` | videos to score |
 | candidate_sources, candidate_scores, ... | `[B, C]`, bags `[B, C, n]` | columns `request.*` of impression features |
 | page, device, seed_video_id, ... | string or float32 `[B]`, bags `[B, n]` | columns `request.*` of query features |
 | user_language, region, gender, age, ... | string or float32 `[B]`, bags `[B, n]` | columns `users.*` |
 
 Lists of the same events stand beside each other; one that is shorter is taken as missing at its end. Lists may be
-longer than a model's windows: the last events count. An event at or after the request's moment is left
-out where the signature has its time. Times are rounded to microseconds. Strings that no vocabulary holds, and "", are
-row 0; a candidate that the catalogue does not hold has its features missing.
+longer than a model's windows: the last events count. An event at or after the request's moment is left out where the
+signature has its time; of a moment that is not known none is, and what is measured from it is missing. Times are
+rounded to microseconds. Strings that no vocabulary holds, and "", are row 0; a candidate that the catalogue does not
+hold has its features missing.
 """
 
 from collections.abc import Mapping

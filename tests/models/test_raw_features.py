@@ -172,3 +172,36 @@ def test_a_gap_before_a_time_that_is_not_known_is_not_known():
         "request_timestamp": tf.constant([200.0], tf.float64),
     }
     np.testing.assert_array_equal(features(raw)["seconds_to_next_watch"], [[np.nan, np.nan, 40.0, np.nan]])
+
+
+def test_where_the_time_of_the_request_is_unknown_the_whole_history_is_before_it():
+    """The same request as one at a moment after everything, but for what is measured from that moment."""
+    random = np.random.default_rng(5)
+    tables, log = encoder(random), Log(random, users=60, candidates=3)
+    features = RawFeatures(SPEC, tables, LISTS, -UTC_OFFSET_S)
+    raw = tensors(log.raw(), features)
+    later = raw["request_timestamp"] + 1e9
+    call = tf.function(features)
+    unknown = call(raw | {"request_timestamp": later * np.nan})
+    known = call(raw | {"request_timestamp": later})
+    for name in SPEC_OF_THE_MOMENT:
+        found = unknown.pop(name).numpy()
+        assert (found == 0).all() if name == "hour" else np.isnan(found).all(), name
+        assert np.any(known.pop(name).numpy() != found), name
+    # From a watch to the next; from the last to the request only is it unknown.
+    gaps, known_gaps = unknown.pop("seconds_to_next_watch").numpy(), known.pop("seconds_to_next_watch").numpy()
+    np.testing.assert_array_equal(gaps, np.where(known_gaps > 1e8, np.nan, known_gaps))
+    assert (known_gaps > 1e8).any()
+    assert len(unknown) == len(SPEC.features) - len(SPEC_OF_THE_MOMENT) - 1
+    for name, values in unknown.items():
+        np.testing.assert_array_equal(values, known[name], name)
+
+
+SPEC_OF_THE_MOMENT = ("hour", "video_age_s", *(d.value for d in REQUIREMENTS if d.value.startswith("seconds_since_")))
+
+
+def test_the_time_of_the_week_of_an_unknown_moment_is_missing():
+    spec = FeatureSpec((number("time_of_week", "request.time_of_week"),))
+    now = tf.constant([np.nan, 1_650_949_200.0], tf.float64)  # Tuesday, 2022-04-26 05:00 UTC
+    found = RawFeatures(spec, encoder(np.random.default_rng(0)), LISTS)({"request_timestamp": now})
+    np.testing.assert_array_equal(found["time_of_week"], [np.nan, 29 * 3600])

@@ -12,6 +12,8 @@ A feature is named by where its raw value comes from (`source`):
 """
 
 import json
+import keyword
+import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
@@ -274,6 +276,7 @@ def _refuse_clashing_inputs(features: Iterable[Feature]) -> None:
         name = feature.column_input
         if name is None:
             continue
+        _refuse_name(feature, name)
         if name in RESERVED_INPUTS:
             raise ConfigError(
                 f"feature {feature.name!r}: {feature.source} would be the raw input {name!r}, which is taken; give the "
@@ -290,6 +293,16 @@ def _refuse_clashing_inputs(features: Iterable[Feature]) -> None:
                 f"features {other.name!r} ({other_form}) and {feature.name!r} ({form}) would be one raw input "
                 f"{name!r}; leave one of them out, or give its column another name in the source"
             )
+
+
+def _refuse_name(feature: Feature, name: str) -> None:
+    """Raises ConfigError where an exported model could have no input of this name, long before it is exported."""
+    if not re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", name) or keyword.iskeyword(name) or name == "self":
+        raise ConfigError(
+            f"feature {feature.name!r}: {feature.source} would be the raw input {name!r}; expected a name of letters "
+            "A to Z, digits and _ that begins with no digit and is no word of Python; give the column another name by "
+            "`columns` of the source"
+        )
 
 
 def write_specs(path: Path, specs: dict[str, FeatureSpec]) -> None:

@@ -106,6 +106,26 @@ def test_features_may_share_a_raw_input_of_one_form() -> None:
     assert inputs == ["tags", "tags", "tags", None, "position", "language", "user_language", None]
 
 
+@pytest.mark.parametrize("column", ["signup channel", "2nd", "a.b", "class", "Größe", "self", ""])
+@pytest.mark.parametrize("room", ["users", "request"])
+def test_a_column_whose_name_no_exported_model_could_take_is_refused(room: str, column: str) -> None:
+    message = f"^feature 'f': {room}.{column} would be the raw input {column!r}; expected .* by `columns` of the source"
+    with pytest.raises(ConfigError, match=message):
+        FeatureSpec((sent("f", f"{room}.{column}"),))
+
+
+def test_columns_that_are_no_inputs_by_their_own_name_may_have_any() -> None:
+    spec = FeatureSpec(
+        (
+            sent("size", "videos.Größe", side=Side.IMPRESSION),
+            sent("fixed", "request.2nd", serving_value=0),
+            sent("watched_class", "watches.class", max_length=3),
+            sent("_1", "users._1"),
+        )
+    )
+    assert [feature.column_input for feature in spec.features] == [None, None, "watched_class", "_1"]
+
+
 def test_a_name_used_twice_is_refused() -> None:
     with pytest.raises(ConfigError, match="more than once: page"):
         FeatureSpec((PAGE, PAGE))

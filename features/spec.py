@@ -270,14 +270,17 @@ class FeatureSpec:
 
 
 def _refuse_clashing_inputs(features: Iterable[Feature]) -> None:
-    """Raises ConfigError where one raw input would have to be two things."""
+    """Raises ConfigError where one raw input would have to be two things.
+
+    TensorFlow takes names of one signature that differ in capitals alone for one.
+    """
     given: dict[str, tuple[Feature, str]] = {}
     for feature in features:
         name = feature.column_input
         if name is None:
             continue
         _refuse_name(feature, name)
-        if name in RESERVED_INPUTS:
+        if name.lower() in RESERVED_INPUTS:
             raise ConfigError(
                 f"feature {feature.name!r}: {feature.source} would be the raw input {name!r}, which is taken; give the "
                 "column another name in the source"
@@ -287,7 +290,7 @@ def _refuse_clashing_inputs(features: Iterable[Feature]) -> None:
             f"{feature.source}, {'a list, ' if feature.multivalent else ''}{feature.kind}"
             f"{', of each candidate' if per_candidate else ''}"
         )
-        other, other_form = given.setdefault(name, (feature, form))
+        other, other_form = given.setdefault(name.lower(), (feature, form))
         if form != other_form:
             raise ConfigError(
                 f"features {other.name!r} ({other_form}) and {feature.name!r} ({form}) would be one raw input "
@@ -297,10 +300,10 @@ def _refuse_clashing_inputs(features: Iterable[Feature]) -> None:
 
 def _refuse_name(feature: Feature, name: str) -> None:
     """Raises ConfigError where an exported model could have no input of this name, long before it is exported."""
-    if not re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", name) or keyword.iskeyword(name) or name == "self":
+    if not re.fullmatch("[A-Za-z][A-Za-z0-9_]*", name) or keyword.iskeyword(name) or name == "self":
         raise ConfigError(
             f"feature {feature.name!r}: {feature.source} would be the raw input {name!r}; expected a name of letters "
-            "A to Z, digits and _ that begins with no digit and is no word of Python; give the column another name by "
+            "A to Z, digits and _ that begins with a letter and is no word of Python; give the column another name by "
             "`columns` of the source"
         )
 

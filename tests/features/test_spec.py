@@ -81,6 +81,7 @@ def sent(name: str, source: str, kind: str = "categorical", **more: object) -> F
         (sent("tags", "users.tags"), sent("tag", "users.tags", max_length=3), r"users.tags, a list, categorical\)"),
         (sent("by", "watches.by", max_length=3), sent("b", "users.watched_by", max_length=3), "'watched_by'"),
         (sent("l", "users.language"), sent("m", "request.user_language"), "raw input 'user_language'"),
+        (sent("p", "users.plan"), sent("q", "users.Plan"), r"'p' \(users.plan, cat.* 'q' \(users.Plan, cat.* one raw input 'Plan'"),
         (PAGE, sent("shown", "users.shown_video_ids"), "'shown': users.shown_video_ids .* 'shown_video_ids', .* taken"),
     ],
 )
@@ -106,7 +107,7 @@ def test_features_may_share_a_raw_input_of_one_form() -> None:
     assert inputs == ["tags", "tags", "tags", None, "position", "language", "user_language", None]
 
 
-@pytest.mark.parametrize("column", ["signup channel", "2nd", "a.b", "class", "Größe", "self", ""])
+@pytest.mark.parametrize("column", ["signup channel", "2nd", "a.b", "class", "Größe", "self", "_x", ""])
 @pytest.mark.parametrize("room", ["users", "request"])
 def test_a_column_whose_name_no_exported_model_could_take_is_refused(room: str, column: str) -> None:
     message = f"^feature 'f': {room}.{column} would be the raw input {column!r}; expected .* by `columns` of the source"
@@ -120,10 +121,10 @@ def test_columns_that_are_no_inputs_by_their_own_name_may_have_any() -> None:
             sent("size", "videos.Größe", side=Side.IMPRESSION),
             sent("fixed", "request.2nd", serving_value=0),
             sent("watched_class", "watches.class", max_length=3),
-            sent("_1", "users._1"),
+            sent("plan_1", "users.plan_1"),
         )
     )
-    assert [feature.column_input for feature in spec.features] == [None, None, "watched_class", "_1"]
+    assert [feature.column_input for feature in spec.features] == [None, None, "watched_class", "plan_1"]
 
 
 def test_a_name_used_twice_is_refused() -> None:

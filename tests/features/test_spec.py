@@ -81,7 +81,7 @@ def sent(name: str, source: str, kind: str = "categorical", **more: object) -> F
         (sent("tags", "users.tags"), sent("tag", "users.tags", max_length=3), r"users.tags, a list, categorical\)"),
         (sent("by", "watches.by", max_length=3), sent("b", "users.watched_by", max_length=3), "'watched_by'"),
         (sent("l", "users.language"), sent("m", "request.user_language"), "raw input 'user_language'"),
-        (sent("p", "users.plan"), sent("q", "users.Plan"), r"'p' \(users.plan, cat.* 'q' \(users.Plan, cat.* one raw input 'Plan'"),
+        (sent("p", "users.plan"), sent("q", "users.Plan"), r"\(users.plan, .* \(users.Plan, .* one raw input 'Plan'"),
         (PAGE, sent("shown", "users.shown_video_ids"), "'shown': users.shown_video_ids .* 'shown_video_ids', .* taken"),
     ],
 )

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from features.artifacts import read_manifest
 from features.errors import ArtifactError
 from features.feature_lists import GENERATORS, Model
-from features.spec import Feature, FeatureSpec, Side, read_specs
+from features.spec import Feature, FeatureSpec, Kind, Side, read_specs
 from features.splits import Part, Split
 
 SPEC = "features.json"
@@ -42,6 +42,19 @@ class ExampleSet:
     def features(self) -> tuple[Feature, ...]:
         """The features that the files hold; attributes of a generator's output videos are in the catalogue."""
         return self.spec.side(Side.QUERY) if self.model in GENERATORS else self.spec.features
+
+    @property
+    def serving_values(self) -> dict[str, float]:
+        """Feature -> what stands in place of its logged values at serving; of a categorical one the row of that id."""
+        rows = self.manifest.get("serving_rows", {})
+        fixed = [feature for feature in self.features if feature.serving_value is not None]
+        absent = [f.name for f in fixed if f.kind == Kind.CATEGORICAL and f.name not in rows]
+        if absent:
+            raise ArtifactError(
+                f"{self.folder}: expected the row of {absent[0]!r} at serving in the manifest, found "
+                f"{', '.join(rows) or 'none'}; build the examples again"
+            )
+        return {f.name: float(rows[f.name] if f.kind == Kind.CATEGORICAL else f.serving_value or 0) for f in fixed}
 
     def files(self, part: Part) -> list[Path]:
         """The files of a part, one per shard, in the order of the shards."""

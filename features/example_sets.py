@@ -37,6 +37,7 @@ from features.sequence_examples import SequenceExamplesConfig, SequenceLabels, s
 from features.shards import Shard, num_shards, read_shard, shard_columns
 from features.spec import FeatureSpec, write_specs
 from features.splits import PARTS, Part, Split
+from features.vocabulary import serving_rows
 
 ROW_GROUP_ROWS = 1 << 16
 """Rows of a row group, what a reader holds at a time."""
@@ -230,6 +231,7 @@ def build_examples(
         )
         run(pipeline, f"{job.model} examples")
         write_specs(folder / SPEC, {job.model: job.spec})
+        manifest["serving_rows"] = serving_rows(job.spec, load_encoder(features).vocabularies)
         manifest.update(_gather(folder, shard_numbers))
         _check_counts(output, manifest)
     return read_manifest(output)

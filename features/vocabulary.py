@@ -18,7 +18,7 @@ from pydantic import Field
 
 from features.errors import ArtifactError, ConfigError
 from features.settings import Settings
-from features.spec import Feature
+from features.spec import Feature, FeatureSpec, Kind
 
 COUNTS = pa.schema([("id", pa.string()), ("count", pa.int64())])
 """Counts of ids, also the schema of a vocabulary's file."""
@@ -109,6 +109,12 @@ def serving_row(feature: Feature, vocabularies: Mapping[str, Vocabulary]) -> int
             f"{feature.id_space!r}, which begins with {first}; set one of its ids, or '' for a value that is missing"
         )
     return row
+
+
+def serving_rows(spec: FeatureSpec, vocabularies: Mapping[str, Vocabulary]) -> dict[str, int]:
+    """The rows of all categorical features that have a serving value, by name; raises as `serving_row`."""
+    fixed = [feature for feature in spec.kind(Kind.CATEGORICAL) if feature.serving_value is not None]
+    return {feature.name: serving_row(feature, vocabularies) for feature in fixed}
 
 
 def count_values(values: pa.Array | pa.ChunkedArray) -> pa.Table:

@@ -225,8 +225,7 @@ def evaluate_ranker(run: Run) -> Findings:
     """
     config = run.config.evaluation
     examples = ExampleSet(run.examples(RANKER))
-    spec = examples.spec
-    test = read_ranking_data(examples.folder / Part.TEST.folder, spec, at_serving=True)
+    test = read_ranking_data(examples, Part.TEST, at_serving=True)
     shown = test.impressions
     bootstrap = UserBootstrap(shown.users, config.bootstrap)
 
@@ -243,14 +242,13 @@ def evaluate_ranker(run: Run) -> Findings:
     if config.trees is not None and not examples.num_examples(Part.VALIDATION):
         methods += [MethodFigures(variant.value, left_out=NO_VALIDATION) for variant in TreeVariant]
     elif config.trees is not None:
-        train, validation = (examples.folder / part.folder for part in (Part.TRAIN, Part.VALIDATION))
         with run.console.status("Gradient-boosted trees ...") as status:
             trees = fit_trees(
-                read_ranking_data(train, spec),
-                read_ranking_data(validation, spec),
+                read_ranking_data(examples, Part.TRAIN),
+                read_ranking_data(examples, Part.VALIDATION),
                 config.trees,
                 progress=lambda text: status.update(f"Gradient-boosted trees: {text} ..."),
-                validation_at_serving=read_ranking_data(validation, spec, at_serving=True),
+                validation_at_serving=read_ranking_data(examples, Part.VALIDATION, at_serving=True),
             )
         clicks = evaluate_clicks(trees[TreeVariant.CLICK].predict(test), shown, bootstrap)
         best = best_variant(trees)
@@ -264,7 +262,7 @@ def evaluate_ranker(run: Run) -> Findings:
                 "seconds": round(fitted.seconds, 1),
             }
             methods.append(_figures(variant.value, measured[variant.value], settings))
-        as_logged = read_ranking_data(examples.folder / Part.TEST.folder, spec)
+        as_logged = read_ranking_data(examples, Part.TEST)
         expected |= {variant.value: seconds for variant, seconds in expected_watch_time_s(trees, as_logged).items()}
     truth = _truth(run)
     found: dict = {}

@@ -131,6 +131,15 @@ class ExampleColumns:
             if batch.num_rows:
                 yield self.arrays(pa.Table.from_batches([batch]))
 
+    def at_serving(self, batch: Arrays) -> Arrays:
+        """A batch with the fixed serving value in place of the logged ones, where a feature has one."""
+        served = dict(batch)
+        for name, value in self.examples.serving_values.items():
+            served[name] = np.full_like(batch[name], value)
+            if self.spec[name].multivalent:
+                served[name][:, 1:] = 0
+        return served
+
     def arrays(self, table: pa.Table) -> Arrays:
         """Columns as NumPy arrays: lists padded on the right to `max_length`, with 0 or NaN; missing numbers NaN.
 

@@ -6,7 +6,6 @@ import numpy as np
 import tensorflow as tf
 
 from features.example_reader import ExampleSet
-from features.spec import Kind
 from features.splits import Part
 from models.ranker import CLICKED, WATCH_TIME_S, Ranker
 from pipeline.evaluation.ranking_metrics import mispredicted_pairs
@@ -19,17 +18,14 @@ def predictions(model: Ranker, columns: ExampleColumns, at_serving: bool = False
     Args:
       model: the ranker.
       columns: its features.
-      at_serving: put the fixed serving value in place of a continuous feature that has one.
+      at_serving: with the fixed serving value of the features that have one.
 
     Returns:
       `score`, `click_probability`, `expected_watch_time_s`: float32 `[rows]`.
     """
-    numbers = model.spec.kind(Kind.CONTINUOUS) if at_serving else ()
-    fixed = {f.name: f.serving_value for f in numbers if f.serving_value is not None}
     parts: list[dict[str, Any]] = []
     for batch in columns.ordered(8192):
-        features = batch | {name: np.full_like(batch[name], value) for name, value in fixed.items()}
-        answers = model.predictions(model.infer(features))._asdict()
+        answers = model.predictions(model.infer(columns.at_serving(batch) if at_serving else batch))._asdict()
         parts.append({name: value.numpy() for name, value in answers.items()})
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 

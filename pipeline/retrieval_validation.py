@@ -3,7 +3,7 @@
 import numpy as np
 import tensorflow as tf
 
-from features.spec import Kind, Side
+from features.spec import Side
 from models.candidate_generator import LABEL, CandidateGenerator
 from pipeline.input_pipeline import Arrays, ExampleColumns
 
@@ -44,7 +44,7 @@ def ranks(model: CandidateGenerator, columns: ExampleColumns, batch_size: int = 
     parts = []
     for batch in columns.ordered(batch_size):
         labels = tf.constant(batch[LABEL])
-        features = serving_features(model, batch)
+        features = query_features(model, columns.at_serving(batch))
         scores = model.class_scores(model.embed_queries(features), vectors, features)
         # The label's score is taken from the same product: another order of summation could differ in the last bit.
         own = tf.gather(scores, tf.maximum(labels - 1, 0), axis=1, batch_dims=1)
@@ -53,15 +53,9 @@ def ranks(model: CandidateGenerator, columns: ExampleColumns, batch_size: int = 
     return np.concatenate(parts)
 
 
-def serving_features(model: CandidateGenerator, batch: Arrays) -> dict[str, tf.Tensor]:
-    """The query features of a batch, with the fixed serving value where a feature has one."""
-    features = {}
-    for feature in model.spec.side(Side.QUERY):
-        values = batch[feature.name]
-        if feature.kind == Kind.CONTINUOUS and feature.serving_value is not None:
-            values = np.full_like(values, feature.serving_value)
-        features[feature.name] = tf.constant(values)
-    return features
+def query_features(model: CandidateGenerator, batch: Arrays) -> dict[str, tf.Tensor]:
+    """The columns of a batch that the query tower reads."""
+    return {feature.name: tf.constant(batch[feature.name]) for feature in model.spec.side(Side.QUERY)}
 
 
 def class_vectors(model: CandidateGenerator, at_once: int = 65_536) -> tf.Tensor:

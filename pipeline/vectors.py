@@ -8,7 +8,7 @@ from features.encoding import padded_rows
 from models.candidate_generator import CandidateGenerator
 from pipeline.evaluation.retrieval_metrics import Scorer
 from pipeline.input_pipeline import ExampleColumns
-from pipeline.retrieval_validation import class_vectors, serving_features
+from pipeline.retrieval_validation import class_vectors, query_features
 
 _AT_ONCE = 65_536
 
@@ -54,10 +54,10 @@ def class_scorer(generator: CandidateGenerator, columns: ExampleColumns, num_vid
       columns: the examples.
       num_videos: of the catalogue, which begins with the videos of the vocabulary.
     """
-    features, vectors = columns.read(), class_vectors(generator)
+    features, vectors = columns.at_serving(columns.read()), class_vectors(generator)
 
     def scores(rows: slice) -> np.ndarray:
-        batch = serving_features(generator, {name: values[rows] for name, values in features.items()})
+        batch = query_features(generator, {name: values[rows] for name, values in features.items()})
         found = generator.class_scores(generator.embed_queries(batch), vectors, batch).numpy()
         return np.pad(found, [(0, 0), (0, num_videos - generator.num_classes)], constant_values=-np.inf)
 
@@ -66,5 +66,5 @@ def class_scorer(generator: CandidateGenerator, columns: ExampleColumns, num_vid
 
 def query_vectors(generator: CandidateGenerator, columns: ExampleColumns, batch_size: int = 4096) -> np.ndarray:
     """float32 `[rows, dimension]` in the order of the files; features with a serving value have it."""
-    batches = columns.ordered(batch_size)
-    return np.concatenate([generator.embed_queries(serving_features(generator, batch)).numpy() for batch in batches])
+    batches = (query_features(generator, columns.at_serving(batch)) for batch in columns.ordered(batch_size))
+    return np.concatenate([generator.embed_queries(batch).numpy() for batch in batches])

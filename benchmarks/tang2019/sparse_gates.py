@@ -26,7 +26,7 @@ from pipeline.evaluation.plots import new_plot
 from pipeline.evaluation.retrieval_metrics import evaluate_ranks
 from pipeline.input_pipeline import ExampleColumns
 from pipeline.model_stages import fit_generator
-from pipeline.retrieval_validation import serving_features
+from pipeline.retrieval_validation import query_features
 from pipeline.run import SEQUENCES
 
 PENALTIES = (0.0, 0.1, 0.3)
@@ -48,7 +48,10 @@ def reproduce(request: Request) -> None:
         columns = ExampleColumns(ExampleSet(run.examples(SEQUENCES)), (Part.TEST,), ())
         seconds = latencies(models, columns, REQUESTS if full else 5, TURNS if full else 1)
         gates = np.concatenate(
-            [trained.gate_values(serving_features(trained, batch)).numpy() for batch in columns.ordered(4096)]
+            [
+                trained.gate_values(query_features(trained, columns.at_serving(batch))).numpy()
+                for batch in columns.ordered(4096)
+            ]
         )
         for threshold, model in models.items():
             ranks = held_out.ranks(model)
@@ -90,11 +93,11 @@ def latencies(
     models: Mapping[float | None, M3], columns: ExampleColumns, requests: int, turns: int
 ) -> dict[float | None, list[float]]:
     """Seconds of the query tower for single requests, the models taking turns."""
-    batch = next(columns.ordered(requests))
+    batch = columns.at_serving(next(columns.ordered(requests)))
     towers = {
         threshold: tf.function(model.query_embeddings, reduce_retracing=True) for threshold, model in models.items()
     }
-    features = {threshold: serving_features(model, batch) for threshold, model in models.items()}
+    features = {threshold: query_features(model, batch) for threshold, model in models.items()}
     seconds: dict[float | None, list[float]] = {threshold: [] for threshold in models}
     for turn in range(turns + 1):
         for threshold, tower in towers.items():

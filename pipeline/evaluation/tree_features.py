@@ -3,19 +3,21 @@
 - Continuous features: raw, NaN where missing.
 - Categorical features with one value: the embedding row as a category; row 0 (out of vocabulary) is one too.
 - Bags: two columns, the last item of the stored list as a category (the newest watch) and the number of items.
-- A feature with a fixed serving value (position): that value in every row that is scored for evaluation, as for the
-  ranker; a categorical one of this kind is left out.
+- A feature with a fixed serving value (position): that value, or the row of that id, in every row that is scored for
+  evaluation, as for the ranker.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from features.errors import DataError
+from features.example_reader import ExampleSet
 from features.spec import Feature, FeatureSpec, Kind
+from features.splits import Part
 from pipeline.evaluation.ranking_metrics import Impressions
 
 _IMPRESSION_COLUMNS = ("user_id", "group_id", "clicked", "watch_time_s")
@@ -60,13 +62,13 @@ class RankingData:
         return RankingData(np.concatenate([self.matrix, other.matrix]), self.names, self.categorical, both)
 
 
-def ranking_data(table: pa.Table, spec: FeatureSpec, at_serving: bool = False) -> RankingData:
+def ranking_data(table: pa.Table, spec: FeatureSpec, fixed: Mapping[str, float] = MappingProxyType({})) -> RankingData:
     """Builds the matrix from rows of a ranking example set.
 
     Args:
       table: the example set's columns.
       spec: the ranker's features.
-      at_serving: set features that have a fixed serving value to it, as when the list is made.
+      fixed: feature -> the value (row of a categorical one) that stands in its place, as when the list is made.
     """
     missing = [
         name for name in (*_IMPRESSION_COLUMNS, *(f.name for f in spec.features)) if name not in table.column_names
@@ -78,9 +80,7 @@ def ranking_data(table: pa.Table, spec: FeatureSpec, at_serving: bool = False) -
     columns: dict[str, np.ndarray] = {}
     categorical = []
     for feature in spec.features:
-        if feature.kind == Kind.CATEGORICAL and feature.serving_value is not None:
-            continue
-        made = _columns(table[feature.name].combine_chunks(), feature, at_serving)
+        made = _columns(table[feature.name].combine_chunks(), feature, fixed.get(feature.name))
         columns.update(made)
         if feature.kind == Kind.CATEGORICAL:
             categorical.append(next(iter(made)))
@@ -96,24 +96,24 @@ def ranking_data(table: pa.Table, spec: FeatureSpec, at_serving: bool = False) -
     return RankingData(matrix, tuple(columns), tuple(categorical), impressions)
 
 
-def read_ranking_data(folder: Path, spec: FeatureSpec, at_serving: bool = False) -> RankingData:
-    """`ranking_data` of one part (train, validation or test) of a published example set."""
-    shards = sorted(Path(folder).glob("part-*.parquet"))
-    if not shards:
-        raise DataError(f"{folder}: no part-*.parquet; expected ranking examples; run the examples stage")
-    wanted = [*_IMPRESSION_COLUMNS, *(feature.name for feature in spec.features)]
-    return ranking_data(pa.concat_tables([pq.read_table(p, columns=wanted) for p in shards]), spec, at_serving)
+def read_ranking_data(examples: ExampleSet, part: Part, at_serving: bool = False) -> RankingData:
+    """`ranking_data` of one part of an example set, as logged or with the serving value of features that have one."""
+    wanted = [*_IMPRESSION_COLUMNS, *(feature.name for feature in examples.spec.features)]
+    fixed = examples.serving_values if at_serving else {}
+    return ranking_data(examples.read(part, wanted), examples.spec, fixed)
 
 
-def _columns(values: pa.Array, feature: Feature, at_serving: bool) -> dict[str, np.ndarray]:
+def _columns(values: pa.Array, feature: Feature, fixed: float | None) -> dict[str, np.ndarray]:
     if feature.multivalent:
+        if fixed is not None:
+            values = pa.array([[int(fixed)]] * len(values), values.type)
         lengths = np.asarray(values.value_lengths().fill_null(0), np.int64)
         flat = np.asarray(values.flatten(), np.float32)
         last = np.zeros(len(lengths), np.float32)
         last[lengths > 0] = flat[np.cumsum(lengths)[lengths > 0] - 1]
         return {f"{feature.name} (last)": last, f"{feature.name} (count)": lengths.astype(np.float32)}
-    if at_serving and feature.serving_value is not None:
-        return {feature.name: np.full(len(values), float(feature.serving_value), np.float32)}
+    if fixed is not None:
+        return {feature.name: np.full(len(values), fixed, np.float32)}
     if feature.kind == Kind.CATEGORICAL:
         values = values.fill_null(0)
     return {feature.name: values.to_numpy(zero_copy_only=False).astype(np.float32)}

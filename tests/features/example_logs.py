@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from features import example_sets
 from features.artifacts import publish
 from features.catalogue import build_catalogue
-from features.encoding import Encoder, make_encoder
+from features.encoding import Encoder, load_encoder, make_encoder
 from features.example_reader import SPEC
 from features.example_sets import ExamplesJob
 from features.feature_lists import (
@@ -28,7 +28,7 @@ from features.shards import ShardConfig, num_shards, times_us, write_shards
 from features.spec import FeatureSpec, write_specs
 from features.splits import PARTS, Split, SplitConfig, resolve
 from features.tables import TABLES
-from features.vocabulary import Vocabulary, VocabularyConfig, count_values
+from features.vocabulary import Vocabulary, VocabularyConfig, count_values, serving_rows
 from features.vocabulary_requests import vocabulary_requests
 
 DAY_US = 86_400_000_000
@@ -214,6 +214,7 @@ def build_here(job: ExamplesJob, run: Run, output: Path) -> Path:
         for shard in shards:
             writer.process(shard, totals)
         write_specs(folder / SPEC, {job.model: job.spec})
+        manifest["serving_rows"] = serving_rows(job.spec, load_encoder(run.features).vocabularies)
         manifest.update(example_sets._gather(folder, shards))
         example_sets._check_counts(output, manifest)
     return output

@@ -1,6 +1,8 @@
 """Published example sets of generated data, for the tests of input pipeline and training."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pyarrow as pa
@@ -38,6 +40,7 @@ def publish_examples(
     spec: FeatureSpec = CANDIDATE_SPEC,
     model: str = "candidate_generator",
     files: int = 2,
+    serving_rows: Mapping[str, int] = MappingProxyType({}),
 ) -> ExampleSet:
     """Publishes the parts as `files` Parquet files each, rows dealt out in turn; parts not given are empty."""
     split = Split(T_MAX_US, T_MAX_US, T_MAX_US + DAY_US, T_MAX_US + DAY_US, 0.0, 0, True)
@@ -49,6 +52,7 @@ def publish_examples(
         "counts": {"kept": {part.folder: table.num_rows for part, table in parts.items()}},
         "t_max_us": T_MAX_US,
         "refit_t_max_us": T_MAX_US + DAY_US // 2,
+        "serving_rows": dict(serving_rows),
     }
     with publish(folder, manifest) as temporary:
         write_specs(temporary / SPEC, {model: spec})

@@ -311,6 +311,8 @@ def test_features_with_a_serving_value_have_it_in_validation(validation_columns:
     ]
 
     class OtherAges:
+        at_serving = validation_columns.at_serving
+
         def ordered(self, _: int):
             return iter(batches)
 

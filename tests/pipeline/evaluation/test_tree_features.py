@@ -2,12 +2,13 @@
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
-from features.errors import DataError
+from features.errors import ArtifactError, DataError
 from features.spec import Feature, FeatureSpec, Kind, Normaliser, Side
+from features.splits import Part
 from pipeline.evaluation.tree_features import ranking_data, read_ranking_data
+from tests.pipeline.synthetic_examples import publish_examples
 
 SPEC = FeatureSpec(
     (
@@ -44,21 +45,32 @@ TABLE = pa.table(
 
 def test_columns_by_hand():
     data = ranking_data(TABLE, SPEC)
-    assert data.names == ("device", "watched (last)", "watched (count)", "age", "position")
-    assert data.categorical == ("device", "watched (last)")
-    np.testing.assert_array_equal(data.matrix, [[2, 9, 2, 1.5, 4], [0, 0, 0, np.nan, 5], [1, 6, 1, 3.5, 6]])
+    assert data.names == ("device", "watched (last)", "watched (count)", "age", "position", "slot")
+    assert data.categorical == ("device", "watched (last)", "slot")
+    np.testing.assert_array_equal(data.matrix, [[2, 9, 2, 1.5, 4, 1], [0, 0, 0, np.nan, 5, 2], [1, 6, 1, 3.5, 6, 3]])
     np.testing.assert_array_equal(data.impressions.clicked, [True, False, True])
     np.testing.assert_array_equal(data.impressions.groups, [7, 7, 8])
 
 
-def test_position_has_its_serving_value_when_the_list_is_made():
-    np.testing.assert_array_equal(ranking_data(TABLE, SPEC, at_serving=True).matrix[:, 4], [1, 1, 1])
+def test_fixed_features_have_their_serving_value_when_the_list_is_made(tmp_path):
+    examples = publish_examples(tmp_path / "ranking", {Part.TEST: TABLE}, SPEC, "ranker", 1, {"slot": 7})
+    logged, served = (read_ranking_data(examples, Part.TEST, at_serving=at_serving) for at_serving in (False, True))
+    np.testing.assert_array_equal(logged.matrix, ranking_data(TABLE, SPEC).matrix)
+    np.testing.assert_array_equal(served.matrix[:, :4], logged.matrix[:, :4])
+    np.testing.assert_array_equal(served.matrix[:, 4:], [[1, 7]] * 3)
 
 
-def test_shards_of_a_folder_are_read_in_order(tmp_path):
-    pq.write_table(TABLE.slice(0, 2), tmp_path / "part-00000.parquet")
-    pq.write_table(TABLE.slice(2), tmp_path / "part-00001.parquet")
-    np.testing.assert_array_equal(read_ranking_data(tmp_path, SPEC).matrix, ranking_data(TABLE, SPEC).matrix)
+def test_a_fixed_bag_holds_its_serving_value_alone():
+    data = ranking_data(TABLE, SPEC, {"watched": 5.0})
+    np.testing.assert_array_equal(data.matrix[:, 1:3], [[5, 1]] * 3)
+
+
+def test_a_set_without_the_rows_of_serving_values_is_refused(tmp_path):
+    examples = publish_examples(tmp_path / "ranking", {Part.TEST: TABLE}, SPEC, "ranker", 1)
+    with pytest.raises(
+        ArtifactError, match="row of 'slot' at serving in the manifest, found none"
+    ):
+        read_ranking_data(examples, Part.TEST, at_serving=True)
 
 
 def test_rows_can_be_taken_and_joined():
@@ -68,8 +80,6 @@ def test_rows_can_be_taken_and_joined():
     np.testing.assert_array_equal(joined.matrix[1:], data.matrix[:2])
 
 
-def test_what_is_missing_is_named(tmp_path):
+def test_what_is_missing_is_named():
     with pytest.raises(DataError, match="no column 'age'"):
         ranking_data(TABLE.drop_columns("age"), SPEC)
-    with pytest.raises(DataError, match="run the examples stage"):
-        read_ranking_data(tmp_path, SPEC)

@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 
 from features.artifacts import read_manifest
 from features.errors import ArtifactError
-from features.feature_lists import GENERATORS, Model
-from features.spec import Feature, FeatureSpec, Kind, Side, read_specs
+from features.feature_columns import GENERATORS
+from features.spec import Feature, FeatureSpec, Kind, Model, Side, read_specs
 from features.splits import Part, Split
 
 SPEC = "features.json"

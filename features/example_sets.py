@@ -31,11 +31,12 @@ from features.candidate_examples import (
 from features.encoding import Encoder, load_encoder
 from features.errors import ArtifactError, DataError
 from features.example_reader import SPEC
-from features.feature_lists import DEFAULTS, FeatureListConfig, Model, source_columns
+from features.feature_columns import source_columns
+from features.feature_lists import DEFAULTS, FeatureListConfig
 from features.ranking_examples import RankingExamplesConfig, ranking_examples, ranking_labels, ranking_schema
 from features.sequence_examples import SequenceExamplesConfig, SequenceLabels, sequence_labels
 from features.shards import Shard, num_shards, read_shard, shard_columns
-from features.spec import FeatureSpec, write_specs
+from features.spec import FeatureSpec, Model, write_specs
 from features.splits import PARTS, Part, Split
 from features.vocabulary import serving_rows
 

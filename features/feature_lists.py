@@ -4,7 +4,7 @@ A feature whose column is absent is left out with a reason; a configured one who
 """
 
 import difflib
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -14,27 +14,18 @@ from pydantic import Field, model_validator
 
 from features.catalogue import HISTORY_SPACES
 from features.errors import ConfigError
+from features.feature_columns import (
+    GENERATORS,
+    Columns,
+    absent_columns,
+    refuse_unfit,
+    refuse_unfit_types,
+    source_columns,
+)
 from features.history import REQUIREMENTS, Derivation, derivation_of
 from features.settings import Settings
 from features.spec import Feature, FeatureConfig, FeatureSpec, Kind, Model, Normaliser, Side
 from features.tables import TABLES, has_table, table_types
-
-Columns = Mapping[str, Collection[str]]
-"""Table name → its columns, or column → type; a table that the run does not have is absent."""
-
-GENERATORS: tuple[Model, ...] = ("candidate_generator", "sequence_generator")
-"""Models whose labels are next watches."""
-
-RESERVED = frozenset(
-    {
-        *("user_id", "weight", "label", "label_video_id", "label_timestamp", "label_weights", "seen_video_ids"),
-        *("video_id", "timestamp", "snapshot_timestamp", "group_id", "clicked", "watch_time_s", "impression_id"),
-    }
-)
-"""Columns of example sets that are not features."""
-
-OUTCOMES = ("clicked", "watch_time_s", "completed")
-"""Columns of a request's own row that tell how it ended; no feature may use them."""
 
 
 class FeatureListConfig(Settings):
@@ -46,8 +37,8 @@ class FeatureListConfig(Settings):
     """Impressions before the snapshot that features may use."""
     search_window: int = Field(default=50, ge=1)
     """Searches before the snapshot that features may use."""
-    max_watched_videos: int = Field(default=50, ge=1)
-    """Watched videos in the bag (section 3.5: 50)."""
+    max_watched_videos: int | None = Field(default=None, ge=1)
+    """Watched videos in the bag, at most `watch_window` (None: 50 as in section 3.5, or the window if it is less)."""
     max_recent_videos: int = Field(default=5, ge=1)
     """Last watched videos in a bag of their own beside the one of all (beyond the paper)."""
     max_sequence_length: int | None = Field(default=None, ge=1)
@@ -61,7 +52,7 @@ class FeatureListConfig(Settings):
     example_age_low_s: float = -86_400.0
     """Example age (seconds) that becomes 0; below zero so that a slightly negative serving value is not clipped."""
     example_age_high_s: float = 30 * 86_400.0
-    """Example age (seconds) that becomes 1; at least the length of the training part."""
+    """Example age (seconds) that becomes 1; labels from before that count as this old."""
     serving_example_age_s: float = 0.0
     """Example age (seconds) at serving: zero or slightly negative (section 3.3)."""
     serving_position: float = 0.0
@@ -74,17 +65,23 @@ class FeatureListConfig(Settings):
     """Features added to the default lists."""
 
     @property
+    def bag_length(self) -> int:
+        """Watched videos in the bag at most."""
+        return min(50, self.watch_window) if self.max_watched_videos is None else self.max_watched_videos
+
+    @property
     def sequence_length(self) -> int:
         """Watches in a sequence at most."""
         return self.watch_window if self.max_sequence_length is None else self.max_sequence_length
 
     @model_validator(mode="after")
-    def _sequences_fit(self) -> "FeatureListConfig":
-        if self.sequence_length > self.watch_window:
-            raise ValueError(
-                f"max_sequence_length {self.sequence_length} is more than the watches that features may use; "
-                f"set watch_window to {self.sequence_length} or more (it is {self.watch_window})"
-            )
+    def _lists_fit(self) -> "FeatureListConfig":
+        for name, length in (("max_sequence_length", self.sequence_length), ("max_watched_videos", self.bag_length)):
+            if length > self.watch_window:
+                raise ValueError(
+                    f"{name} {length} is more than the watches that features may use; "
+                    f"set watch_window to {length} or more (it is {self.watch_window})"
+                )
         return self
 
     @model_validator(mode="after")
@@ -126,7 +123,7 @@ def default_candidate_features(columns: Columns, config: FeatureListConfig = DEF
     """
     scale = Normaliser.SCALE
     defaults = [
-        _bag("watched_video_ids", "history.watched_video_ids", "video", config.max_watched_videos),
+        _bag("watched_video_ids", "history.watched_video_ids", "video", config.bag_length),
         _bag("search_tokens", "history.search_tokens", "search_token", config.max_search_tokens),
         _id("region", "users.region"),
         _id("device", "request.device"),
@@ -174,7 +171,7 @@ def default_ranking_features(columns: Columns, config: FeatureListConfig = DEFAU
     """
     impression = Side.IMPRESSION
     defaults = [
-        _bag("watched_video_ids", "history.watched_video_ids", "clicked_video", config.max_watched_videos),
+        _bag("watched_video_ids", "history.watched_video_ids", "clicked_video", config.bag_length),
         _id("last_watched_video_id", "history.last_watched_video_id", "clicked_video"),
         _bag("search_tokens", "history.search_tokens", "search_token", config.max_search_tokens),
         _bag("last_search_tokens", "history.last_search_tokens", "search_token", config.max_search_tokens),
@@ -252,97 +249,16 @@ def _choose(model: Model, defaults: list[Feature], columns: Columns, config: Fea
         elif absent := absent_columns(feature, columns, model):
             left_out.append((feature.name, absent))
         else:
-            _refuse_unfit_types(feature, columns, model)
+            refuse_unfit_types(feature, columns, model)
             kept.append(feature)
     for added in config.extra:
         if model not in added.models:
             continue
         feature = added.feature()
-        _refuse_unfit(feature, columns, model)
-        _refuse_unfit_types(feature, columns, model)
+        refuse_unfit(feature, columns, model)
+        refuse_unfit_types(feature, columns, model)
         kept.append(feature)
     return FeatureList(FeatureSpec(tuple(kept)), left_out)
-
-
-def _refuse_unfit(feature: Feature, columns: Columns, model: Model) -> None:
-    """Raises ConfigError where a configured feature cannot be, or tells what is not known at the request."""
-    where, (room, column) = f"configured feature {feature.name!r}", feature.source.split(".", 1)
-    if room == "request" and column in OUTCOMES:
-        raise ConfigError(f"{where}: {feature.source} is the outcome that models predict")
-    if model in GENERATORS and feature.source == "request.video_id":
-        raise ConfigError(f"{where}: {feature.source} is the watch that {model} predicts")
-    if room == "watches" and column in OUTCOMES:
-        raise ConfigError(
-            f"{where}: {feature.source} is known only after a watch ended; history.watched_time_s is the watch time "
-            "where it ended before the next watch"
-        )
-    if room == "request" and column in _OF_THE_MOMENT:
-        _refuse_unfit_moment(feature, _OF_THE_MOMENT[column], where, model)
-    if feature.name in RESERVED:
-        raise ConfigError(f"{where}: the name is taken by a column of examples; rename it")
-    if absent := absent_columns(feature, columns, model):
-        raise ConfigError(f"{where} ({feature.source}): {absent}")
-    if feature.multivalent and feature.kind == Kind.CONTINUOUS and model != "sequence_generator":
-        raise ConfigError(
-            f"{where}: {feature.source} is a list of numbers, which sequence_generator alone can have, found {model}"
-        )
-    if model in GENERATORS and feature.normaliser == Normaliser.QUANTILE:
-        raise ConfigError(f"{where}: a candidate generator has no quantiles; set normaliser: scale with low and high")
-
-
-def _refuse_unfit_moment(feature: Feature, kind: Kind, where: str, model: Model) -> None:
-    """Raises ConfigError where a feature made of the request's moment is asked for as what it is not."""
-    if feature.source == "request.example_age" and model not in GENERATORS:
-        raise ConfigError(f"{where}: {feature.source} is of candidate generators alone, found {model}; leave it out")
-    space = "hour" if kind == Kind.CATEGORICAL else None
-    if (feature.kind, feature.id_space, feature.max_length) != (kind, space, None):
-        raise ConfigError(
-            f"{where}: {feature.source} is one {kind} value; set kind: {kind}"
-            + (f" and id_space: {space}" if space else "")
-            + (", leave max_length out" if feature.multivalent else "")
-        )
-
-
-def _refuse_unfit_types(feature: Feature, columns: Columns, model: Model) -> None:
-    """Raises ConfigError where the type of the feature's column, if known, is not what the feature needs."""
-    if feature.source.startswith("history."):
-        return
-    for table, column in source_columns(feature, model):
-        types = columns[table]
-        if isinstance(types, Mapping):
-            feature.refuse_column(types[column])
-
-
-def absent_columns(feature: Feature, columns: Columns, model: Model) -> str | None:
-    """Why the tables cannot give `feature` to `model`; None if they can."""
-    for table, column in source_columns(feature, model):
-        if table not in columns:
-            return f"there is no table {table!r}"
-        if column not in columns[table]:
-            near = difflib.get_close_matches(column, columns[table], n=1)
-            return f"table {table!r} has no column {column!r}" + (f"; the nearest is {near[0]!r}" if near else "")
-    return None
-
-
-def source_columns(feature: Feature, model: Model) -> tuple[tuple[str, str], ...]:
-    """The (table, column) pairs that the feature is made of."""
-    room, name = feature.source.split(".", 1)
-    if room == "history":
-        return REQUIREMENTS[derivation_of(feature.source)].columns
-    if room == "request":
-        if name in _OF_THE_MOMENT:
-            return ()
-        return ((request_table(model), name),)
-    return () if feature.source == "videos.video_id" else ((room, name),)
-
-
-_OF_THE_MOMENT = {"hour": Kind.CATEGORICAL, "time_of_week": Kind.CONTINUOUS, "example_age": Kind.CONTINUOUS}
-"""Columns of the request that are made of the snapshot alone, so that no table has them, and what they are."""
-
-
-def request_table(model: Model) -> str:
-    """The table whose rows are a model's requests: label watches or impressions."""
-    return "impressions" if model == "ranker" else "watches"
 
 
 class IdSource(NamedTuple):

@@ -16,7 +16,8 @@ from features.errors import LeakageError
 from features.event_windows import ORDER_ONLY
 from features.example_features import FeatureColumns, Histories, RequestRows
 from features.example_reader import ExampleSet
-from features.feature_lists import OUTCOMES, FeatureListConfig, request_table, source_columns
+from features.feature_columns import OUTCOMES, request_table, source_columns
+from features.feature_lists import FeatureListConfig
 from features.leakage_reference import (
     Lookups,
     PlainRequest,

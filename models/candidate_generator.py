@@ -100,8 +100,8 @@ class CandidateGenerator(TrainedModel):
         """Vectors of any videos, in the vocabulary or not.
 
         Args:
-          columns: of the catalogue: `video` `[n]` int32 (row, 0 for a video without a class) and the rows of each
-            attribute that `video_columns` names, `[n]` or `[n, length]` int32 padded with 0.
+          columns: `video` `[n]` int32 (row, 0 for a video without a class) and the rows of each feature that
+            `video_attributes` names, `[n]` or `[n, length]` int32 padded with 0.
 
         Returns:
           `[n, dimension]` float32.
@@ -135,9 +135,9 @@ class CandidateGenerator(TrainedModel):
             )
 
     @property
-    def video_columns(self) -> tuple[str, ...]:
-        """The catalogue columns that `video_embeddings` reads, `video` first."""
-        return ("video",)
+    def video_attributes(self) -> tuple[str, ...]:
+        """The features of videos that `video_embeddings` reads besides `video`."""
+        return ()
 
     def call(self, features: Mapping[str, tf.Tensor], training: bool = False) -> tf.Tensor:
         """The query tower, as `query_embeddings`."""

@@ -10,7 +10,7 @@ that a new video has a vector before its first watch. In training E_out can be d
 makes the attribute vectors stand alone as they have to for new videos.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -20,7 +20,7 @@ from pydantic import Field, model_validator
 
 from features.errors import ConfigError
 from features.settings import Settings
-from features.spec import FeatureSpec, Kind, Side
+from features.spec import Feature, FeatureSpec, Kind, Side
 from models.candidate_generator import CandidateGenerator
 from models.embeddings import EmbeddingTable, SharedEmbeddings, embedding_dimension
 from models.sampled_softmax import Loss, softmax_loss
@@ -52,11 +52,6 @@ class TwoTowerConfig(Settings):
     )
     power_features: tuple[str, ...] = Field(
         default=("example_age",), description="continuous features that also enter as square and square root"
-    )
-    output_attributes: dict[str, str] = Field(
-        default={"uploader_id": "uploader", "topics": "topic"},
-        description="catalogue column -> id space of the attributes added to the video vector; "
-        "a column that the catalogue does not have is left out",
     )
     id_dropout: float = Field(
         default=0.0, ge=0, lt=1, description="share of video vectors that lose E_out in a training step"
@@ -111,6 +106,7 @@ class VideoTower(tf_keras.layers.Layer):
 
     Args:
       config: of the model.
+      attributes: features of videos whose embeddings are added.
       vocabulary_sizes: id space -> number of ids.
       num_classes: number of videos of the vocabulary.
       class_attributes: as in `TwoTower`.
@@ -119,6 +115,7 @@ class VideoTower(tf_keras.layers.Layer):
     def __init__(
         self,
         config: TwoTowerConfig,
+        attributes: Sequence[Feature],
         vocabulary_sizes: Mapping[str, int],
         num_classes: int,
         class_attributes: Mapping[str, np.ndarray],
@@ -127,7 +124,7 @@ class VideoTower(tf_keras.layers.Layer):
         super().__init__(**kwargs)
         self.config = config
         self.video_table = EmbeddingTable(num_classes, config.dimension, name="output_video_embeddings")
-        used = {column: space for column, space in config.output_attributes.items() if column in class_attributes}
+        used = {feature.name: str(feature.id_space) for feature in attributes}
         self.spaces = used
         self.attribute_tables = {
             space: EmbeddingTable(_size(vocabulary_sizes, space), config.dimension, name=f"output_{space}_embeddings")
@@ -135,30 +132,30 @@ class VideoTower(tf_keras.layers.Layer):
         }
         self.attribute_rows: dict[str, tf.Variable] = {}
         self.attribute_shapes: dict[str, list[int]] = {}
-        for column in used:
-            rows = np.asarray(class_attributes[column], np.int32)
+        for name in used:
+            rows = np.asarray(class_attributes[name], np.int32)
             if len(rows) != num_classes + 1:
                 raise ConfigError(
-                    f"two-tower model: expected {num_classes + 1} rows of attribute {column!r} (row 0 and one per "
+                    f"two-tower model: expected {num_classes + 1} rows of attribute {name!r} (row 0 and one per "
                     f"video of the vocabulary), found {len(rows)}; make them from the catalogue of the same run"
                 )
-            self.attribute_rows[column] = self.add_weight(
-                f"{column}_rows", shape=rows.shape, dtype=tf.int32, initializer="zeros", trainable=False
+            self.attribute_rows[name] = self.add_weight(
+                f"{name}_rows", shape=rows.shape, dtype=tf.int32, initializer="zeros", trainable=False
             )
-            self.attribute_rows[column].assign(rows)
-            self.attribute_shapes[column] = list(rows.shape)
+            self.attribute_rows[name].assign(rows)
+            self.attribute_shapes[name] = list(rows.shape)
         self.built = True
 
     def attributes_of(self, rows: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Attributes of classes: `[n]` rows -> column -> `[n]` or `[n, length]` int32."""
-        return {column: tf.nn.embedding_lookup(table, rows) for column, table in self.attribute_rows.items()}
+        """Attributes of classes: `[n]` rows -> name -> `[n]` or `[n, length]` int32."""
+        return {name: tf.nn.embedding_lookup(table, rows) for name, table in self.attribute_rows.items()}
 
     def call(self, rows: tf.Tensor, attributes: Mapping[str, tf.Tensor], training: bool = False) -> tf.Tensor:
         """Vectors of videos.
 
         Args:
           rows: `[n]` int32, 0 for a video without a class.
-          attributes: column -> `[n]` or `[n, length]` int32; further columns are not looked at.
+          attributes: name -> `[n]` or `[n, length]` int32; further ones are not looked at.
           training: whether `id_dropout` is applied.
 
         Returns:
@@ -168,8 +165,8 @@ class VideoTower(tf_keras.layers.Layer):
         if training and self.config.id_dropout and self.spaces:
             kept = tf.random.uniform(tf.shape(rows)) >= self.config.id_dropout
             vectors *= tf.cast(kept, tf.float32)[:, tf.newaxis]
-        for column, space in self.spaces.items():
-            table, values = self.attribute_tables[space], attributes[column]
+        for name, space in self.spaces.items():
+            table, values = self.attribute_tables[space], attributes[name]
             vectors += tf.cast(table(values) if values.shape.rank == 1 else table.bag(values), tf.float32)
         return tf.math.l2_normalize(vectors, axis=1) if self.config.normalized else vectors
 
@@ -179,14 +176,15 @@ class TwoTower(CandidateGenerator):
 
     Args:
       config: sizes and loss.
-      spec: the model's features; those of the query side are its inputs.
+      spec: the model's features; those of the query side are its inputs, those of the impression side attributes of
+        videos.
       vocabulary_sizes: id space -> number of ids.
-      class_attributes: catalogue column -> int32 rows of each class's attribute, `[num_classes + 1]` or
-        `[num_classes + 1, length]` padded with 0, row 0 all zero; only columns of `config.output_attributes` are used,
-        and `softmax_cluster` by the hierarchical softmax.
+      class_attributes: name of an attribute -> int32 rows of each class's, `[num_classes + 1]` or
+        `[num_classes + 1, length]` padded with 0, row 0 all zero; an attribute of the specification that is not given
+        is left out. `softmax_cluster` is the hierarchical softmax's.
 
     Raises:
-      ConfigError: an id space without a vocabulary, a query feature that is neither, or attributes of another length.
+      ConfigError: an id space without a vocabulary, no query feature, or attributes of another length.
     """
 
     def __init__(
@@ -216,7 +214,9 @@ class TwoTower(CandidateGenerator):
             self.hidden.append(layer)
             width = units
 
-        self.video_tower = VideoTower(config, self.vocabulary_sizes, num_classes, class_attributes or {})
+        given = class_attributes or {}
+        attributes = [feature for feature in spec.side(Side.IMPRESSION) if feature.name in given]
+        self.video_tower = VideoTower(config, attributes, self.vocabulary_sizes, num_classes, given)
         self.built = True
 
     def _dimension(self, space: str) -> int:
@@ -259,8 +259,8 @@ class TwoTower(CandidateGenerator):
         return self.video_tower(columns["video"], columns)
 
     @property
-    def video_columns(self) -> tuple[str, ...]:
-        return ("video", *self.video_tower.attribute_rows)
+    def video_attributes(self) -> tuple[str, ...]:
+        return tuple(self.video_tower.attribute_rows)
 
     def start_from(self, video_vectors: np.ndarray) -> None:
         """Sets the input and output embeddings of videos before training (`models/co_watch_embeddings.py`).
@@ -294,7 +294,7 @@ class TwoTower(CandidateGenerator):
             TwoTowerConfig.model_validate(description["config"]),
             spec,
             description["vocabulary_sizes"],
-            {column: np.zeros(shape, np.int32) for column, shape in shapes.items()},
+            {name: np.zeros(shape, np.int32) for name, shape in shapes.items()},
         )
 
 

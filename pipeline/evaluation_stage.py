@@ -298,7 +298,7 @@ def _scorer(run: Run, name: str) -> Scorer:
     generator = load_candidate_generator(run.folder / generator_folder(name))
     examples = ExampleSet(run.examples(run.features_of_generator(name)))
     queries = query_vectors(generator, ExampleColumns(examples, (Part.TEST,), ()))
-    vectors = catalogue_vectors(generator, run.encoder.catalogue)
+    vectors = catalogue_vectors(generator, run.encoder)
     return scorer(queries, vectors)
 
 

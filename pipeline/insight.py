@@ -83,7 +83,7 @@ def insight_of(run: Run, name: str, generator: SequenceGenerator, targets: Retri
     model: Model = run.features_of_generator(name)
     examples = ExampleSet(run.examples(model))
     columns = ExampleColumns(examples, (Part.TEST,), ())
-    vectors, config = catalogue_vectors(generator, run.encoder.catalogue), run.config.evaluation.retrieval
+    vectors, config = catalogue_vectors(generator, run.encoder), run.config.evaluation.retrieval
     with_all = evaluate_retrieval(scorer(query_vectors(generator, columns), vectors), targets, config)
     worth = {}
     for feature in generator.config.context:

@@ -11,22 +11,21 @@ from rich.table import Table
 from features.analysis import read_quantiles
 from features.artifacts import MANIFEST, file_sha256, read_manifest
 from features.candidate_examples import SEQUENCE
-from features.encoding import padded_rows
 from features.example_reader import ExampleSet
 from features.settings import Settings
-from features.spec import FeatureSpec, Kind
+from features.spec import FeatureSpec, Kind, Side
 from features.splits import Part
 from features.vocabulary import Vocabulary
 from models.calibration import Expectations, at_equal_rank
 from models.candidate_generator import LABEL, WEIGHT
 from models.co_watch_embeddings import CoWatchConfig, co_watch_embeddings, entries_of_bags
 from models.co_watched_softmax import CO_WATCHED, co_watched_videos
-from models.ranker import CLICKED, WATCH_TIME_S, Ranker
+from models.ranker import CLICKED, WATCH_TIME_S, Ranker, RankerConfig
 from models.sampled_softmax import Loss
 from models.samplers import attach_label_probability, attach_negatives, make_sampler
 from models.sequence_generator import LABEL_WEIGHTS, SequenceGenerator, attach_step_labels
 from models.two_tower import TwoTower, TwoTowerConfig
-from models.weighted_logistic_regression import LabelStatistics
+from models.weighted_logistic_regression import LabelStatistics, Objective
 from pipeline.config import GeneratorConfig, GeneratorModel
 from pipeline.input_pipeline import Arrays, ExampleColumns, Transform
 from pipeline.model_folder import CANDIDATE_GENERATORS, save_model
@@ -34,6 +33,7 @@ from pipeline.ranking_validation import validation_metrics
 from pipeline.retrieval_validation import retrieval_map
 from pipeline.run import EXAMPLES, RANKER, SEQUENCES, Run
 from pipeline.training import Trained, train
+from pipeline.vectors import attribute_rows
 
 RANKER_FOLDER = "models/ranker"
 RANKING_EXAMPLES = "examples/ranking"
@@ -65,7 +65,7 @@ def fit_generator(run: Run, name: str, spec: FeatureSpec | None = None, keep: bo
     examples = ExampleSet(run.examples(model_features))
     columns = _Columns(examples, (LABEL, WEIGHT, *((LABEL_WEIGHTS,) if of_sequences else ())))
     sizes = vocabulary_sizes(run)
-    attributes = class_attributes(run, config.model)
+    attributes = class_attributes(run, config.model, features)
     if config.model.loss == Loss.CO_WATCHED:
         attributes[CO_WATCHED] = _co_watched(examples, sizes["video"])
     start = _co_watch_start(examples, sizes["video"], config.model.dimension, config.co_watch_start)
@@ -111,7 +111,7 @@ def fit_ranker(run: Run, keep: bool = False) -> Trained:
     examples = ExampleSet(run.examples(RANKER))
     columns = _Columns(examples, (CLICKED, WATCH_TIME_S, WEIGHT))
     validation = columns.validation
-    labels = label_statistics(examples, config.model.negative_keep_rate)
+    labels = label_statistics(examples, config.model)
     quantiles = read_quantiles(run.features / "quantiles" / "quantiles.json")
     unseen: list[Expectations] = []  # of the validation part, by the ranker that was not trained on it
 
@@ -159,20 +159,18 @@ def vocabulary_sizes(run: Run) -> dict[str, int]:
     return dict(read_manifest(run.features / "vocabularies")["sizes"])
 
 
-def class_attributes(run: Run, model: GeneratorModel) -> dict[str, np.ndarray]:
-    """Catalogue column -> int32 rows of each class's attribute after a row 0: `[classes + 1]` or `[..., length]`.
+def class_attributes(run: Run, model: GeneratorModel, spec: FeatureSpec) -> dict[str, np.ndarray]:
+    """Feature of videos -> int32 rows of each class's, after a row 0: `[classes + 1]` or `[..., length]`.
 
     Only of the two-tower model, whose video vectors are made of attributes too.
     """
     if not isinstance(model, TwoTowerConfig):
         return {}
-    encoder = run.encoder
     classes = vocabulary_sizes(run)["video"]
     attributes = {}
-    for column in model.output_attributes:
-        if column in encoder.catalogue.column_names:
-            rows = padded_rows(encoder.catalogue[column])[:classes]
-            attributes[column] = np.concatenate([np.zeros_like(rows[:1]), rows])
+    for feature in spec.side(Side.IMPRESSION):
+        rows = attribute_rows(run.encoder, feature)[:classes]
+        attributes[feature.name] = np.concatenate([np.zeros_like(rows[:1]), rows])
     return attributes
 
 
@@ -236,11 +234,14 @@ def _co_watched(examples: ExampleSet, num_videos: int) -> np.ndarray:
     return co_watched_videos(last, following, num_videos)
 
 
-def label_statistics(examples: ExampleSet, negative_keep_rate: float) -> LabelStatistics:
-    """Sums over the training impressions."""
+def label_statistics(examples: ExampleSet, config: RankerConfig) -> LabelStatistics:
+    """Sums over the training impressions; of watch times as the loss weighs them, that is up to the cap."""
     table = examples.read(Part.TRAIN, [CLICKED, WATCH_TIME_S, WEIGHT])
     columns: Arrays = {name: table[name].to_numpy() for name in table.column_names}
-    return LabelStatistics.of(columns[CLICKED], columns[WATCH_TIME_S], columns[WEIGHT], negative_keep_rate)
+    watch_time_s = columns[WATCH_TIME_S]
+    if config.watch_time_cap_s and config.objective != Objective.UNWEIGHTED:
+        watch_time_s = np.minimum(watch_time_s, config.watch_time_cap_s)
+    return LabelStatistics.of(columns[CLICKED], watch_time_s, columns[WEIGHT], config.negative_keep_rate)
 
 
 def _identity(run: Run, config: Settings, spec: FeatureSpec, *read: str) -> dict[str, Any]:

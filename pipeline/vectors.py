@@ -1,10 +1,10 @@
 """Vectors as at serving: of a part's queries, and of all videos of the catalogue in the order of the index."""
 
 import numpy as np
-import pyarrow as pa
 import tensorflow as tf
 
-from features.encoding import padded_rows
+from features.encoding import Encoder, padded_rows
+from features.spec import Feature
 from models.candidate_generator import CandidateGenerator
 from pipeline.evaluation.retrieval_metrics import Scorer
 from pipeline.input_pipeline import ExampleColumns
@@ -13,17 +13,23 @@ from pipeline.retrieval_validation import class_vectors, query_features
 _AT_ONCE = 65_536
 
 
-def catalogue_vectors(generator: CandidateGenerator, catalogue: pa.Table) -> np.ndarray:
+def catalogue_vectors(generator: CandidateGenerator, encoder: Encoder) -> np.ndarray:
     """float32 `[videos, dimension]`; a video without a class has what its attributes give it."""
-    columns = {name: padded_rows(catalogue[name]) for name in generator.video_columns}
+    columns = {"video": padded_rows(encoder.catalogue["video"])}
+    columns |= {name: attribute_rows(encoder, generator.spec[name]) for name in generator.video_attributes}
     parts = [
         # Not traced: a graph for each look at the vectors costs more than its few gathers, and TensorFlow warns of it.
         generator.video_embeddings(
             {name: tf.constant(rows[start : start + _AT_ONCE]) for name, rows in columns.items()}
         ).numpy()
-        for start in range(0, len(catalogue), _AT_ONCE)
+        for start in range(0, len(columns["video"]), _AT_ONCE)
     ]
     return np.concatenate(parts)
+
+
+def attribute_rows(encoder: Encoder, feature: Feature) -> np.ndarray:
+    """A feature of videos as the two-tower model reads it: int32 `[videos]`, or `[videos, longest]` padded with 0."""
+    return padded_rows(encoder.video_column(feature))[:-1]  # the last is of no video
 
 
 def represented(vectors: np.ndarray) -> np.ndarray:

@@ -10,9 +10,10 @@ import pyarrow.dataset as ds
 import tensorflow as tf
 
 from features.errors import ArtifactError
-from features.feature_lists import FeatureListConfig, Model, request_table
+from features.feature_columns import request_table
+from features.feature_lists import FeatureListConfig
 from features.raw_requests import RawInput, logged_requests, raw_requests
-from features.spec import Feature, FeatureSpec, Kind, Side
+from features.spec import Feature, FeatureSpec, Kind, Model, Side
 from serving.signatures import RawFeatureTransform
 
 

@@ -29,7 +29,7 @@ def main(scale: str) -> None:
         videos=ids,
         tokens=ids,
         dimension=generator.model.dimension,
-        length=config.features.max_watched_videos,
+        length=config.features.bag_length,
         batch=training.batch_size,
         sampled=min(generator.model.sampler.num_sampled, ids // 2),
     )

@@ -108,7 +108,7 @@ def _signature(
     config = RankerConfig(hidden_units=units)
     sizes = read_manifest(folder / "features" / "vocabularies")["sizes"]
     quantiles = read_quantiles(folder / "features" / "quantiles" / "quantiles.json")
-    ranker = Ranker(config, examples.spec, sizes, quantiles, label_statistics(examples, config.negative_keep_rate))
+    ranker = Ranker(config, examples.spec, sizes, quantiles, label_statistics(examples, config))
     raw = RawFeatures(examples.spec, encoder, FeatureListConfig())
     module = RankingModule(ranker, raw)
     tf.saved_model.save(module, str(export), signatures=module.signatures())

@@ -92,7 +92,7 @@ def video_generator(sizes: SoftmaxSizes) -> _Videos:
 
 def tower_spec(length: int) -> FeatureSpec:
     without = ("recent_watched_video_ids",)  # the paper's inputs, which the peer's model has too
-    lists = FeatureListConfig(max_watched_videos=length, max_search_tokens=length, without=without)
+    lists = FeatureListConfig(watch_window=length, max_watched_videos=length, max_search_tokens=length, without=without)
     return default_candidate_features(COLUMNS, lists).spec
 
 

@@ -139,7 +139,7 @@ def test_curves_are_averaged_by_whole_days_since_upload() -> None:
 
 
 def test_probabilities_by_age_move_with_the_age_that_is_asked_for_and_not_with_the_stored_one() -> None:
-    config = TwoTowerConfig(dimension=4, depth=0, output_attributes={})
+    config = TwoTowerConfig(dimension=4, depth=0)
     model = TwoTower(config, CANDIDATE_SPEC, {"video": 5, "region": 2})
     batch = {
         "watched_video_ids": np.array([[1, 2, 0, 0, 0, 0], [3, 0, 0, 0, 0, 0]], np.int32),

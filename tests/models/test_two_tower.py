@@ -27,10 +27,12 @@ AGE = Feature(
     high=100.0,
     serving_value=0.0,
 )
-SPEC = FeatureSpec((WATCHED, REGION, AGE))
+UPLOADER = Feature("uploader", Kind.CATEGORICAL, Side.IMPRESSION, "videos.uploader_id", "uploader")
+TOPICS = Feature("topics", Kind.CATEGORICAL, Side.IMPRESSION, "videos.topics", "topic", 2)
+SPEC = FeatureSpec((WATCHED, REGION, AGE, UPLOADER, TOPICS))
 SIZES = {"video": 5, "region": 3, "uploader": 2, "topic": 4}
 ATTRIBUTES = {
-    "uploader_id": np.array([0, 1, 1, 2, 2, 0]),
+    "uploader": np.array([0, 1, 1, 2, 2, 0]),
     "topics": np.array([[0, 0], [1, 0], [1, 2], [3, 4], [4, 0], [0, 0]]),
 }
 BATCH = {
@@ -107,7 +109,7 @@ def test_a_new_video_has_the_vector_of_its_attributes_and_a_known_one_its_class_
     model = small()
     columns = {
         "video": tf.constant([0, 3]),
-        "uploader_id": tf.constant([2, 2]),
+        "uploader": tf.constant([2, 2]),
         "topics": tf.constant([[3, 0], [3, 4]]),
         "not_used": tf.constant([1, 1]),
     }
@@ -116,7 +118,7 @@ def test_a_new_video_has_the_vector_of_its_attributes_and_a_known_one_its_class_
     uploader, topic = (tower.attribute_tables[s].embeddings.numpy() for s in ("uploader", "topic"))
     np.testing.assert_allclose(vectors[0], uploader[2] + topic[3], rtol=1e-6)
     np.testing.assert_allclose(vectors[1], model.class_embeddings(tf.constant([3]))[0], rtol=1e-6)
-    assert model.video_columns == ("video", "uploader_id", "topics")
+    assert model.video_attributes == ("uploader", "topics")
 
 
 def test_id_dropout_leaves_attributes_alone_and_is_for_training_only():
@@ -124,7 +126,7 @@ def test_id_dropout_leaves_attributes_alone_and_is_for_training_only():
     rows = tf.fill([2000], 2)
     tower = model.video_tower
     attributes_only = model.video_embeddings(
-        {"video": tf.constant([0]), "uploader_id": tf.constant([1]), "topics": tf.constant([[1, 2]])}
+        {"video": tf.constant([0]), "uploader": tf.constant([1]), "topics": tf.constant([[1, 2]])}
     )
     dropped = np.isclose(model.class_embeddings(rows, training=True), attributes_only).all(axis=1)
     assert 0.45 < dropped.mean() < 0.55
@@ -218,7 +220,7 @@ def test_mistakes_are_told():
         TwoTowerConfig(depth=2, widths=(8,), dimension=4)
     with pytest.raises(ConfigError, match=r"vocabulary of id space 'region', found video"):
         TwoTower(TwoTowerConfig(), SPEC, {"video": 5})
-    with pytest.raises(ConfigError, match="expected 6 rows of attribute 'uploader_id'"):
-        TwoTower(TwoTowerConfig(), SPEC, SIZES, {"uploader_id": np.zeros(4, np.int32)})
+    with pytest.raises(ConfigError, match="expected 6 rows of attribute 'uploader'"):
+        TwoTower(TwoTowerConfig(), SPEC, SIZES, {"uploader": np.zeros(4, np.int32)})
     with pytest.raises(ConfigError, match="at least one query feature"):
         TwoTower(TwoTowerConfig(), FeatureSpec(()), SIZES)

@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from features.example_reader import ExampleSet
+from features.spec import Feature, FeatureSpec, Kind, Side
 from features.splits import Part
 from models.samplers import NegativeSamplerConfig, attach_negatives, make_sampler
 from models.two_tower import TwoTower, TwoTowerConfig
@@ -21,15 +22,15 @@ from pipeline.strategies import StrategyName
 from pipeline.training import TrainingConfig, train
 
 VIDEOS = 120
-MODEL = TwoTowerConfig(
-    dimension=8, depth=1, sampler=NegativeSamplerConfig(num_sampled=30), output_attributes={"topic": "topic"}
-)
+MODEL = TwoTowerConfig(dimension=8, depth=1, sampler=NegativeSamplerConfig(num_sampled=30))
+TOPIC = Feature("topic", Kind.CATEGORICAL, Side.IMPRESSION, "videos.topic", "topic")
 SIZES = {"video": VIDEOS, "region": 4, "topic": 6}
 TOPIC_OF_ROW = np.concatenate([[0], np.arange(VIDEOS) % 6 + 1])
 
 
 def build() -> TwoTower:
-    return TwoTower(MODEL, ExampleSet(Path(sys.argv[2])).spec, SIZES, {"topic": TOPIC_OF_ROW})
+    spec = FeatureSpec((*ExampleSet(Path(sys.argv[2])).spec.features, TOPIC))
+    return TwoTower(MODEL, spec, SIZES, {"topic": TOPIC_OF_ROW})
 
 
 def serve() -> None:

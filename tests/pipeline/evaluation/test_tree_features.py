@@ -67,9 +67,7 @@ def test_a_fixed_bag_holds_its_serving_value_alone():
 
 def test_a_set_without_the_rows_of_serving_values_is_refused(tmp_path):
     examples = publish_examples(tmp_path / "ranking", {Part.TEST: TABLE}, SPEC, "ranker", 1)
-    with pytest.raises(
-        ArtifactError, match="row of 'slot' at serving in the manifest, found none"
-    ):
+    with pytest.raises(ArtifactError, match="row of 'slot' at serving in the manifest, found none"):
         read_ranking_data(examples, Part.TEST, at_serving=True)
 
 

@@ -189,7 +189,11 @@ class Index(tf.Module):
         # The k best that are not excluded are among the k + |excluded| best.
         excluded_count = tf.reduce_max(tf.reduce_sum(tf.cast(excluded_rows >= 0, tf.int32), axis=1))
         rows, scores = self.searcher.search(query, k + tf.maximum(excluded_count, 0))
-        removed = tf.reduce_any(rows[:, :, None] == excluded_rows[:, None, :], axis=2) | (rows < 0)
+        # A row is excluded where it has places in the sorted list: no comparison of each with each. The raw operations
+        # are those of tf.searchsorted, whose reshaping costs a small request more than the search.
+        ascending = tf.sort(excluded_rows, axis=1)
+        first = tf.raw_ops.LowerBound(sorted_inputs=ascending, values=rows)
+        removed = (tf.raw_ops.UpperBound(sorted_inputs=ascending, values=rows) > first) | (rows < 0)
         # Fewer than k may be left: k columns of padding, whose size needs no computing, cost a small graph least.
         padding = [[0, 0], [0, k]]
         scores = tf.where(removed, tf.constant(NO_SCORE, tf.float32), scores)

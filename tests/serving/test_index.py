@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 from features.errors import ExportError
-from serving.index import Index, IndexConfig, ScannSearcher
+from serving.index import ExactSearcher, Index, IndexConfig, ScannSearcher
 from serving.index_recall import RecallConfig, SliceRecall, check_recall, popularity_slices, recall_by_slice
 
 CONFIG = IndexConfig()
@@ -51,6 +51,50 @@ def test_excluded_videos_are_removed_before_the_cut(config):
     ids, _ = Index(X, names(1000), config).search(tf.constant(Q), tf.constant(excluded), 10)
     expected = [order[0, 5:15], order[1, :10], np.delete(order[2], 1)[:10]]
     assert strings(ids) == [[f"v{i}" for i in row] for row in expected]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_what_is_answered_are_the_best_of_those_not_excluded(seed):
+    """Against lists in Python: repeated and unknown videos, padding anywhere, rows the searcher has none for, ties."""
+    random = np.random.default_rng(seed)
+    videos, batch, width, k = 80, 12, int(random.integers(0, 90)), 20
+    X, Q = random.integers(-2, 3, (videos, 3)).astype(np.float32), random.integers(-2, 3, (batch, 3)).astype(np.float32)
+    excluded = random.integers(-1, videos, (batch, width)).astype(np.int32)
+    excluded[: batch // 2] = np.where(random.random((batch // 2, width)) < 0.6, -1, excluded[: batch // 2])
+    index = Index(X, names(videos), CONFIG)
+    if seed % 2:
+        index.searcher = _WithGaps(index.searcher)
+    rows, scores = tf.function(lambda q, x: index.search_rows(q, x, k))(tf.constant(Q), tf.constant(excluded))
+    count = k + int((excluded >= 0).sum(axis=1).max(initial=0))
+    for b, products in enumerate(Q @ X.T):
+        order = np.argsort(-products, kind="stable")[:count].tolist()
+        left = [row for row in order if row not in excluded[b] and not (seed % 2 and row % 5 == 0)][:k]
+        assert rows.numpy()[b].tolist() == left + [-1] * (k - len(left))
+        assert scores.numpy()[b].tolist() == [products[row] for row in left] + [-np.inf] * (k - len(left))
+
+
+class _WithGaps:
+    """A searcher that has no video, row -1, where another one has every fifth row."""
+
+    def __init__(self, searcher: ExactSearcher) -> None:
+        self.searcher = searcher
+
+    def search(self, query: tf.Tensor, count: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        rows, scores = self.searcher.search(query, count)
+        return tf.where(rows % 5 == 0, -1, rows), scores
+
+
+def test_no_answer_is_compared_with_each_exclusion():
+    """Nothing in the graph is `[B, answers, exclusions]`, which 64 requests of 2,000 would make 280 MB."""
+    index = Index(vectors(300), names(300), CONFIG)
+    call = tf.function(lambda query, excluded: index.search_rows(query, excluded, 10)).get_concrete_function(
+        tf.TensorSpec([None, 16]), tf.TensorSpec([None, None], tf.int32)
+    )
+    ranks = {
+        tensor.name: tensor.shape.rank for operation in call.graph.get_operations() for tensor in operation.outputs
+    }
+    assert max(rank for rank in ranks.values() if rank is not None) == 2
+    assert not [name for name, rank in ranks.items() if rank is None]
 
 
 @pytest.mark.parametrize("config", [CONFIG, IndexConfig(exact_below=0)], ids=["exact", "hashing"])

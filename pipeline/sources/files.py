@@ -74,14 +74,21 @@ class FileTable(Settings):
         default_factory=list,
         description="further columns to keep, with a type or (CSV) the type that the first rows suggest",
     )
-    delimiter: str = Field(default=",", min_length=1, max_length=1, description="of CSV")
+    delimiter: str | None = Field(
+        default=None, min_length=1, max_length=1, description="of CSV; null: a tab where a file is .tsv, else a comma"
+    )
     quote: str | None = Field(default='"', description="of CSV; null where quotes are ordinary characters")
+    max_line_breaks: int = Field(
+        default=20, ge=0, description="in a row of CSV; more are taken for a quote that is not closed, and stop the run"
+    )
     encoding: str = Field(default="utf8", description="of CSV")
     nulls: list[str] = Field(default=["", "NULL", "null", "\\N"], description="texts of CSV that mean missing")
 
     @property
     def dialect(self) -> CsvDialect:
-        return CsvDialect(self.delimiter, self.quote, self.encoding, nulls=tuple(self.nulls))
+        return CsvDialect(
+            self.delimiter, self.quote, self.encoding, nulls=tuple(self.nulls), max_line_breaks=self.max_line_breaks
+        )
 
 
 class FilesConfig(Settings):
@@ -141,9 +148,15 @@ def _resolve(table: Table, entry: FileTable, file: Path) -> dict[str, str]:
         elif name not in entry.constants and (name in entry.columns or name in table.required.names or name in extra):
             raise ConfigError(
                 f"{file}: no column {column!r} for {table.name}.{name}, {nearest(column, present)}; "
-                f"correct source.tables.{table.name}.columns"
+                f"{_suspected_delimiter(table, present)}correct source.tables.{table.name}.columns"
             )
     return mapping
+
+
+def _suspected_delimiter(table: Table, present: list[str]) -> str:
+    """What to do where the header was not split, for an error message."""
+    found = [character for character in ";\t|" if any(character in name for name in present)]
+    return f"set source.tables.{table.name}.delimiter if it is {found[0]!r}, or " if found else ""
 
 
 def _target(table: Table, name: str) -> pa.DataType:

@@ -102,7 +102,7 @@ def nearest(name: str, known: Sequence[str]) -> str:
     close = get_close_matches(name, known, n=1, cutoff=0.5) or get_close_matches(
         name.lower(), [k.lower() for k in known], n=1, cutoff=0.5
     )
-    listing = ", ".join(known[:20]) + (", ..." if len(known) > 20 else "")
+    listing = ", ".join(" ".join(k.split()) for k in known[:20]) + (", ..." if len(known) > 20 else "")
     by_lower = {k.lower(): k for k in known}
     hint = f"did you mean {by_lower.get(close[0].lower(), close[0])!r}? " if close else ""
     return f"{hint}there are: {listing or 'none'}"

@@ -119,8 +119,13 @@ def default_candidate_features(columns: Columns, config: FeatureListConfig = DEF
     the catalogue by the model and not written into examples.
 
     Raises:
-      ConfigError: a configured feature needs a column that the tables do not have.
+      ConfigError: a configured feature needs a column that the tables do not have, or watches are left out.
     """
+    if "watched_video_ids" in config.without:
+        raise ConfigError(
+            "features.without: watched_video_ids are also the histories that the generator is judged beside its peers "
+            "with; leave other features out"
+        )
     scale = Normaliser.SCALE
     defaults = [
         _bag("watched_video_ids", "history.watched_video_ids", "video", config.bag_length),

@@ -19,7 +19,7 @@ from features.encoding import Encoder, load_encoder
 from features.errors import LeakageError
 from features.event_windows import ORDER_ONLY
 from features.example_reader import ExampleSet
-from features.feature_lists import GENERATORS
+from features.feature_columns import GENERATORS
 from features.leakage_reference import Lookups
 from features.leakage_samples import Sample, readable
 from features.settings import Settings

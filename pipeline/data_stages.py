@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import pyarrow.compute as pc
 from rich.console import JustifyMethod
 from rich.markup import escape
 from rich.table import Table
@@ -10,7 +11,8 @@ from rich.table import Table
 from features.analysis import analyze_tables, fit_quantiles, read_statistics
 from features.artifacts import discard, publish, read_manifest
 from features.catalogue import build_catalogue
-from features.errors import UpnextError
+from features.errors import DataError, UpnextError
+from features.example_reader import ExampleSet
 from features.example_sets import (
     CandidateExamplesJob,
     ExamplesJob,
@@ -22,6 +24,7 @@ from features.feature_lists import id_sources
 from features.leakage import check_leakage
 from features.shards import write_shards
 from features.spec import Side
+from features.splits import Part
 from features.statistics import SUMMARY_HEADER, summary_rows
 from features.vocabulary import Vocabulary
 from features.vocabulary_requests import vocabulary_requests
@@ -179,10 +182,28 @@ def make_examples(run: Run) -> None:
         except UpnextError:
             discard(folder)  # a set that leaks is not published
             raise
+        if job.model == RANKER:
+            require_what_the_ranker_needs(ExampleSet(folder))
         kept = [f"{counts['kept'][part]:,}" for part in ("train", "validation", "test")]
         why = "; ".join(f"{reason} {count:,}" for reason, count in counts["left_out"].items())
         view.add_row(folder.name, *kept, f"{sum(report.examples.values()):,}, no leak", why)
     run.console.print(view)
+
+
+def require_what_the_ranker_needs(examples: ExampleSet) -> None:
+    """Raises DataError where a ranker could not be trained or judged, before hours are spent on other models."""
+    clicked = pc.sum(examples.read(Part.TRAIN, ["clicked"])["clicked"]).as_py() or 0
+    unclicked, test = examples.num_examples(Part.TRAIN) - clicked, examples.num_examples(Part.TEST)
+    if clicked and unclicked and test:
+        return
+    lost = examples.manifest["counts"]["left_out"].get("clicked_but_watch_time_not_known", 0)
+    told = f"; of {lost:,} clicked ones the watch time is not known: set ranking_examples.missing_watch_time_s to the "
+    raise DataError(
+        "impressions: the ranker needs clicked and unclicked ones in the training part and some in the test part, found "
+        f"{clicked:,.0f} clicked and {unclicked:,.0f} unclicked, {test:,} in the test part"
+        + (f"{told}seconds they shall count" if lost else "")
+        + "; without a ranker the run goes on with ranker: null"
+    )
 
 
 def quantiles(run: Run) -> None:

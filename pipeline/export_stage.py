@@ -87,8 +87,9 @@ def models_to_recommend(run: Path) -> list[Path]:
 
 
 def _part(run: Run, model: Model) -> Part:
-    """Validation examples or, where there are none, those of the test part."""
-    return Part.VALIDATION if ExampleSet(run.examples(model)).num_examples(Part.VALIDATION) else Part.TEST
+    """Validation examples or, where there are none, those of the test part, or of the training part."""
+    examples = ExampleSet(run.examples(model))
+    return next(part for part in (Part.VALIDATION, Part.TEST, Part.TRAIN) if examples.num_examples(part))
 
 
 def _stored(run: Run, model: Model, raw_features: RawFeatures) -> StoredExamples:

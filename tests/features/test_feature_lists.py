@@ -36,6 +36,11 @@ def test_what_sequences_are_made_of_cannot_be_left_out(name: str) -> None:
         default_sequence_features({"watches": ["video_id"]}, config)
 
 
+def test_the_histories_that_peers_are_asked_with_cannot_be_left_out() -> None:
+    with pytest.raises(ConfigError, match=r"watched_video_ids are also the histories .* leave other features out"):
+        default_candidate_features({"watches": ["video_id"]}, FeatureListConfig(without=("watched_video_ids",)))
+
+
 @pytest.mark.parametrize(
     "name",
     [

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from features.artifacts import publish
 from features.example_reader import SPEC, ExampleSet
 from features.spec import Feature, FeatureSpec, Kind, Normaliser, Side, write_specs
-from features.splits import Part, Split
+from features.splits import PARTS, Part, Split
 
 CANDIDATE_SPEC = FeatureSpec(
     (
@@ -41,15 +41,17 @@ def publish_examples(
     model: str = "candidate_generator",
     files: int = 2,
     serving_rows: Mapping[str, int] = MappingProxyType({}),
+    left_out: Mapping[str, int] = MappingProxyType({}),
 ) -> ExampleSet:
     """Publishes the parts as `files` Parquet files each, rows dealt out in turn; parts not given are empty."""
     split = Split(T_MAX_US, T_MAX_US, T_MAX_US + DAY_US, T_MAX_US + DAY_US, 0.0, 0, True)
     schema = next(iter(parts.values())).schema
+    kept = {part.folder: table.num_rows for part, table in parts.items()}
     manifest = {
         "kind": "examples",
         "model": model,
         "split": split.as_json(),
-        "counts": {"kept": {part.folder: table.num_rows for part, table in parts.items()}},
+        "counts": {"kept": {part.folder: 0 for part in PARTS} | kept, "left_out": dict(left_out)},
         "t_max_us": T_MAX_US,
         "refit_t_max_us": T_MAX_US + DAY_US // 2,
         "serving_rows": dict(serving_rows),

@@ -199,8 +199,8 @@ def require_what_the_ranker_needs(examples: ExampleSet) -> None:
     lost = examples.manifest["counts"]["left_out"].get("clicked_but_watch_time_not_known", 0)
     told = f"; of {lost:,} clicked ones the watch time is not known: set ranking_examples.missing_watch_time_s to the "
     raise DataError(
-        "impressions: the ranker needs clicked and unclicked ones in the training part and some in the test part, found "
-        f"{clicked:,.0f} clicked and {unclicked:,.0f} unclicked, {test:,} in the test part"
+        "impressions: the ranker needs clicked and unclicked ones in the training part and some in the test part, "
+        f"found {clicked:,.0f} clicked and {unclicked:,.0f} unclicked, {test:,} in the test part"
         + (f"{told}seconds they shall count" if lost else "")
         + "; without a ranker the run goes on with ranker: null"
     )

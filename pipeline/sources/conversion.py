@@ -1,6 +1,7 @@
 """Raw Arrow columns to canonical types, vectorised: what cannot be converted is marked, never guessed."""
 
 from collections.abc import Callable
+from decimal import Decimal
 
 import numpy as np
 import pyarrow as pa
@@ -12,14 +13,14 @@ from pipeline.sources.source import Unit
 Converted = tuple[pa.Array, np.ndarray]  # canonical values (null where bad or missing), mask of values that are bad
 
 _NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?$"
-_INTEGER = r"^[+-]?\d{1,18}$"
+_INTEGER = r"^[+-]?0*\d{1,19}$"
 _MISSING_WORDS = pa.array(["", "nan", "null", "none"])
 _TRUE_WORDS = pa.array(["true", "1", "1.0", "t", "yes", "y"])
 _FALSE_WORDS = pa.array(["false", "0", "0.0", "f", "no", "n"])
 _ISO = (
     r"^(?P<year>\d{4})-(?P<month>\d{2})-(?P<day>\d{2})"
-    r"(?:[T ](?P<hour>\d{2}):(?P<minute>\d{2})(?::(?P<second>\d{2})(?:[.,](?P<fraction>\d{1,9}))?)?"
-    r" ?(?P<zone>Z|UTC|[+-]\d{2}:?\d{2})?)?$"
+    r"(?:[Tt ](?P<hour>\d{2}):(?P<minute>\d{2})(?::(?P<second>\d{2})(?:[.,](?P<fraction>\d+))?)?"
+    r" ?(?P<zone>[Zz]|UTC|utc|[+-]\d{2}(?::?\d{2})?)?)?$"
 )
 _US = {"s": 1_000_000, "ms": 1_000, "us": 1}
 _SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
@@ -117,6 +118,13 @@ def _to_string(values: pa.Array) -> Converted:
         whole = np.isfinite(array) & (array == np.floor(array)) & (np.abs(array) < 2.0**53)
         integers = pa.array(np.where(whole, array, 0).astype(np.int64)).cast(pa.string())
         return pc.if_else(pa.array(whole), integers, numbers.cast(pa.string())), bad
+    if pa.types.is_decimal(kind):
+        # Equal numbers are equal identifiers, however many decimals their columns have.
+        whole, is_whole = _whole_decimals(values)
+        text = values.cast(pa.string())
+        scientific = pc.match_substring(text, "E")
+        text = pc.if_else(scientific, text, pc.utf8_rtrim(text, "0"))
+        return pc.if_else(pa.array(is_whole), whole.cast(pa.string()), text), good
     if pa.types.is_nested(kind):
         return _all_bad(values, pa.string())
     return values.cast(pa.string()), good
@@ -144,20 +152,56 @@ def _to_float(values: pa.Array) -> Converted:
 
 
 def _to_integer(values: pa.Array) -> Converted:
-    if pa.types.is_signed_integer(values.type):
+    kind = values.type
+    if pa.types.is_signed_integer(kind):
         return values.cast(pa.int64()), np.zeros(len(values), bool)
-    if pa.types.is_string(values.type):
+    if pa.types.is_unsigned_integer(kind):
+        return _signed(values.cast(pa.uint64()), np.zeros(len(values), bool))
+    if pa.types.is_decimal(kind):
+        return _integer_of_decimal(values)
+    if pa.types.is_string(kind):
         text = pc.utf8_trim_whitespace(values)
-        exact = pc.match_substring_regex(text, _INTEGER)
-        integers = pc.if_else(exact, pc.utf8_ltrim(text, "+"), pa.scalar(None, pa.string())).cast(pa.int64())
-        rest, bad = _integer_of_float(*_to_float(pc.if_else(exact, pa.scalar(None, pa.string()), text)))
-        return pc.coalesce(integers, rest), bad
+        digits = pc.replace_substring_regex(text, r"\.0*$", "")
+        exact = pc.match_substring_regex(digits, _INTEGER)
+        digits = pc.if_else(exact, digits, pa.scalar(None, pa.string()))
+        negative = mask_of(pc.starts_with(digits, "-"))
+        integers, too_large = _signed(pc.utf8_ltrim(digits, "+-").cast(pa.uint64()), negative)
+        # Beyond 2^53 a float need not be the number that was written.
+        numbers = _to_float(pc.if_else(exact, pa.scalar(None, pa.string()), text))
+        rest, bad = _integer_of_float(*numbers, limit=2.0**53)
+        return pc.coalesce(integers, rest), bad | too_large
     return _integer_of_float(*_to_float(values))
 
 
-def _integer_of_float(numbers: pa.Array, bad: np.ndarray) -> Converted:
+def _signed(magnitudes: pa.Array, negative: np.ndarray) -> Converted:
+    """uint64 magnitudes with a sign as int64; what does not fit is bad."""
+    present = mask_of(magnitudes.is_valid())
+    array = pc.fill_null(magnitudes, 0).to_numpy(zero_copy_only=False)
+    fits = array <= np.uint64(2**63 - 1) + negative.astype(np.uint64)
+    signed = np.where(negative, ~array + np.uint64(1), array).view(np.int64)
+    return pa.array(signed, mask=~(present & fits)), present & ~fits
+
+
+def _integer_of_decimal(values: pa.Array) -> Converted:
+    whole, is_whole = _whole_decimals(values)
+    low, high = (pa.scalar(Decimal(end), whole.type) for end in (-(2**63), 2**63 - 1))
+    fits = is_whole & mask_of(pc.and_(pc.greater_equal(whole, low), pc.less_equal(whole, high)))
+    integers = pc.if_else(pa.array(fits), whole, pa.scalar(None, whole.type)).cast(pa.int64())
+    return integers, mask_of(values.is_valid()) & ~fits
+
+
+def _whole_decimals(values: pa.Array) -> Converted:
+    """Decimals without their fractions, as decimal256(76, 0); and the mask `[n]` of those that had none."""
+    if values.type.bit_width < 128:
+        values = values.cast(pa.decimal128(38, values.type.scale))
+    whole = pc.trunc(values)
+    is_whole = pc.equal(values, whole) if values.type.scale > 0 else values.is_valid()
+    return whole.cast(pa.decimal256(76, 0), safe=False), mask_of(is_whole)
+
+
+def _integer_of_float(numbers: pa.Array, bad: np.ndarray, limit: float = 2.0**62) -> Converted:
     array = numbers.to_numpy(zero_copy_only=False)
-    whole = np.isfinite(array) & (array == np.floor(array)) & (np.abs(array) < 2.0**62)
+    whole = np.isfinite(array) & (array == np.floor(array)) & (np.abs(array) < limit)
     integers = pa.array(np.where(whole, array, 0).astype(np.int64), mask=~whole)
     return integers, bad | (mask_of(numbers.is_valid()) & ~whole)
 
@@ -187,31 +231,40 @@ def _to_timestamp(values: pa.Array, unit: Unit | None) -> Converted:
         from_text, bad = _from_iso(text)
         if unit == "iso":
             return from_text, bad
-        exact, wrong = _to_integer(text)
-        numbers, _ = _to_float(text)
-        from_numbers, out_of_range = _from_epoch(exact, unit or "s")
-        fractions, fraction_out = _from_epoch(numbers, unit or "s")
-        known = pc.coalesce(from_text, from_numbers, pc.if_else(pa.array(wrong), fractions, None))
-        is_number = mask_of(numbers.is_valid())
-        return known, (bad & ~is_number) | (is_number & (np.where(wrong, fraction_out, out_of_range)))
+        from_numbers, out_of_range = _from_exact_numbers(text, unit or "s")
+        is_number = mask_of(_to_float(text)[0].is_valid())
+        return pc.coalesce(from_text, from_numbers), (bad & ~is_number) | (is_number & out_of_range)
     if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind):
         if unit == "iso":
             return _all_bad(values, TIMESTAMP)
-        numbers, bad = (values, np.zeros(len(values), bool)) if pa.types.is_integer(kind) else _to_float(values)
+        if not pa.types.is_floating(kind):
+            return _from_exact_numbers(values, unit or "s")
+        numbers, bad = _to_float(values)
         times, out_of_range = _from_epoch(numbers, unit or "s")
         return times, bad | out_of_range
     return _all_bad(values, TIMESTAMP)
 
 
+def _from_exact_numbers(values: pa.Array, unit: str) -> Converted:
+    """Text, integers or decimals since the epoch: whole numbers exactly, others as floats."""
+    integers, others = _to_integer(values)
+    times, out_of_range = _from_epoch(integers, unit)
+    if not others.any():
+        return times, out_of_range
+    numbers, bad = _to_float(pc.if_else(pa.array(others), values, pa.scalar(None, values.type)))
+    fractions, fraction_out = _from_epoch(numbers, unit)
+    return pc.coalesce(times, fractions), out_of_range | bad | fraction_out
+
+
 def _from_epoch(numbers: pa.Array, unit: str) -> Converted:
-    """Integers or floats since the epoch as timestamps; what does not fit into 64 bits of microseconds is bad."""
+    """int64 or floats since the epoch as timestamps; what does not fit into 64 bits of microseconds is bad."""
     present = mask_of(numbers.is_valid())
     factor = {**_US, "day": 86_400_000_000}.get(unit)
     approximate = numbers.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
-    fits = present & np.isfinite(approximate) & (np.abs(approximate) < 2.0**62 / (factor or 1e-3))
+    fits = present & np.isfinite(approximate) & (np.abs(approximate) < (2.0**62 / factor if factor else 2.0**63))
     if pa.types.is_integer(numbers.type):
-        exact = pc.fill_null(pc.if_else(pa.array(fits), numbers, None), 0).cast(pa.int64(), safe=False)
-        integers = exact.to_numpy(zero_copy_only=False)
+        fits = fits if factor else present  # nanoseconds become fewer microseconds
+        integers = np.where(fits, pc.fill_null(numbers, 0).to_numpy(zero_copy_only=False), 0)
         us = integers * factor if factor else integers // 1_000
     else:
         us = np.rint(np.where(fits, approximate, 0.0) * (factor or 1e-3)).astype(np.int64)
@@ -228,12 +281,12 @@ def _from_iso(text: pa.Array) -> Converted:
 
     year, month, day = number("year", "1970"), number("month", "1"), number("day", "1")
     hour, minute, second = number("hour"), number("minute"), number("second")
-    padded = pc.utf8_rpad(pc.fill_null(pc.struct_field(parts, "fraction"), ""), 9, "0")
+    fraction = pc.utf8_slice_codeunits(pc.fill_null(pc.struct_field(parts, "fraction"), ""), 0, 9)
+    padded = pc.utf8_rpad(fraction, 9, "0")
     nanoseconds = padded.cast(pa.int64()).to_numpy(zero_copy_only=False)
-    zone = pc.fill_null(pc.struct_field(parts, "zone"), "")
-    zone = pc.if_else(
-        pc.is_in(zone, value_set=pa.array(["", "Z", "UTC"])), "+0000", pc.replace_substring(zone, ":", "")
-    )
+    zone = pc.utf8_upper(pc.fill_null(pc.struct_field(parts, "zone"), ""))
+    zone = pc.if_else(pc.is_in(zone, value_set=pa.array(["", "Z", "UTC"])), "+", pc.replace_substring(zone, ":", ""))
+    zone = pc.utf8_rpad(zone, 5, "0")
     sign = np.where(mask_of(pc.starts_with(zone, "-")), -1, 1)
     offset_hour = pc.utf8_slice_codeunits(zone, 1, 3).cast(pa.int64()).to_numpy(zero_copy_only=False)
     offset_minute = pc.utf8_slice_codeunits(zone, 3, 5).cast(pa.int64()).to_numpy(zero_copy_only=False)

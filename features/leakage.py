@@ -20,6 +20,7 @@ from features.errors import LeakageError
 from features.event_windows import ORDER_ONLY
 from features.example_reader import ExampleSet
 from features.feature_columns import GENERATORS
+from features.history import Derivation
 from features.leakage_reference import Lookups
 from features.leakage_samples import Sample, readable
 from features.settings import Settings
@@ -34,6 +35,8 @@ class LeakageConfig(Settings):
     """Examples of each part, spread evenly over the sampled shards."""
     shards: int = Field(default=4, ge=1)
     """Shards that examples are taken from, spread evenly."""
+    max_label_shown_share: float = Field(default=0.5, ge=0, le=1)
+    """Share of a generator's training labels at most that are among the videos shown before the watch."""
 
 
 DEFAULTS = LeakageConfig()
@@ -65,6 +68,7 @@ def check_leakage(examples: Path, shards: Path, features: Path, config: LeakageC
     check_labels(stored)
     if stored.model in GENERATORS:
         check_t_max(stored, shards)
+        check_shown(stored, config.max_label_shown_share)
     checked = {part.folder: 0 for part in PARTS}
     values = 0
     lookups = Lookups(encoder)
@@ -115,6 +119,30 @@ def check_vocabularies(stored: ExampleSet, shards: Path, features: Path, encoder
                 f"{features}/vocabularies/{space}.parquet: {vocabulary.ids[worst].as_py()!r} is counted "
                 f"{vocabulary.counts[worst]} times but occurs {counts[1 + worst]} times in the training part; "
                 "fit vocabularies on the training part only"
+            )
+
+
+def check_shown(stored: ExampleSet, most: float) -> None:
+    """What was shown before a watch is seldom the watch: its own impression is no history of the request to predict.
+
+    Where a log's impressions are a moment older than the watches they led to, a bag of what was shown holds the label,
+    in training and test alike, and at serving it does not: there the list is yet to be made.
+    """
+    for feature in stored.features:
+        if feature.source != f"history.{Derivation.SHOWN_VIDEO_IDS}" or feature.id_space != "video":
+            continue
+        found = 0
+        for batch in stored.batches(stored.files(Part.TRAIN), ["label", feature.name]):
+            shown = batch[feature.name]
+            example = np.repeat(np.arange(len(batch)), pc.fill_null(pc.list_value_length(shown), 0).to_numpy())
+            is_label = shown.flatten().to_numpy() == batch["label"].to_numpy()[example]
+            found += len(np.unique(example[is_label]))
+        share = found / max(stored.num_examples(Part.TRAIN), 1)
+        if share > most:
+            raise LeakageError(
+                f"{stored.folder}: feature {feature.name!r} holds the label in {share:.0%} of the training examples, "
+                f"expected at most {most:.0%}: impressions of this log precede the watches they led to; leave the "
+                "feature out, or raise leakage.max_label_shown_share if videos are shown often before they are watched"
             )
 
 

@@ -235,6 +235,28 @@ def test_the_own_outcome_of_an_impression_in_its_features_is_caught(
         check_leakage(leaky, run.shards, run.features, EVERYTHING)
 
 
+def test_the_impression_that_led_to_the_label_among_the_shown_videos_is_caught(tmp_path: Path) -> None:
+    shown = {"name": "shown", "source": "history.shown_video_ids", "kind": "categorical", "id_space": "video"}
+    shown |= {"max_length": 20, "models": ["candidate_generator"]}
+    lists = FeatureListConfig.model_validate({"extra": [shown]})
+    tables = platform(users=30)
+    late = Run(tmp_path / "late", tables, split_of(tables), lists)
+    where = built(late, "candidate_generator", tmp_path)
+    with pytest.raises(
+        LeakageError, match=r"'shown' holds the label in \d\d% of the .* at most 50%"
+    ):
+        check_leakage(where, late.shards, late.features, EVERYTHING)
+    check_leakage(where, late.shards, late.features, EVERYTHING.model_copy(update={"max_label_shown_share": 1.0}))
+    # Watches that bear the moment of their impression: histories end before it.
+    moment = {row["impression_id"]: row["timestamp"] for row in tables["impressions"].to_pylist()}
+    times = [moment.get(row["impression_id"], row["timestamp"]) for row in tables["watches"].to_pylist()]
+    column = tables["watches"].column_names.index("timestamp")
+    field = tables["watches"].schema.field("timestamp")
+    tables["watches"] = tables["watches"].set_column(column, field, pa.array(times, field.type))
+    same = Run(tmp_path / "same", tables, split_of(tables), lists)
+    check_leakage(built(same, "candidate_generator", tmp_path / "s"), same.shards, same.features, EVERYTHING)
+
+
 def test_example_age_counted_from_the_test_part_is_caught(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

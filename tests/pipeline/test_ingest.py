@@ -138,6 +138,41 @@ def test_users_may_number_their_impressions_alike(tmp_path):
     assert kept["user_id"].to_pylist() == ["u", "w"]
 
 
+def test_an_impression_told_again_on_any_day_is_a_duplicate(tmp_path):
+    days = [0, 1, 64, 64, 65, None]  # the buckets of rows hold every 64th day
+    table = pa.table(
+        {
+            "user_id": ["u", "u", "u", "w", "u", "u"],
+            "video_id": ["v"] * 6,
+            "timestamp": [None if day is None else NOON + timedelta(days=day) for day in days],
+            "time_known": [day is not None for day in days],
+            "order": [0] * 6,
+            "clicked": [True] * 6,
+            "impression_id": ["1", "1", "1", "1", "2", "2"],
+        }
+    )
+    watch = watches([("u", "v", NOON)])
+    config = TOLERANT.model_copy(update={"latest": NOON + timedelta(days=100)})
+    summary = run(tmp_path, config, watches=watch, impressions=table, chunk_rows=4)
+    assert summary.tables["impressions"].rejected == {"duplicate": 3}
+    kept = read_table(tmp_path / "tables", "impressions").select(["user_id", "timestamp", "impression_id"]).to_pylist()
+    assert [tuple(row.values()) for row in kept] == [
+        ("u", NOON, "1"),
+        ("w", NOON + timedelta(days=64), "1"),
+        ("u", NOON + timedelta(days=65), "2"),
+    ]
+    rejected = read_table(tmp_path / "rejected", "impressions")
+    assert sorted(rejected["row"].to_pylist()) == [2, 3, 6]
+
+
+def test_users_and_videos_may_have_columns_of_any_name(tmp_path):
+    users = pa.table({"user_id": ["u", "w"], "timestamp": ["b", "a"], "order": [[2], [1]]})
+    videos = pa.table({"video_id": ["v", "w"], "timestamp": [2.5, None], "order": ["x", "y"]})
+    run(tmp_path, watches=watches([("u", "v", NOON)]), users=users, videos=videos)
+    assert read_table(tmp_path / "tables", "users").to_pylist() == users.to_pylist()
+    assert read_table(tmp_path / "tables", "videos").to_pylist() == videos.to_pylist()
+
+
 def test_the_second_row_of_a_user_is_a_duplicate(tmp_path):
     users = pa.table({"user_id": ["u", "w", "u"], "region": ["DE", "FR", "IT"]})
     run(tmp_path, TOLERANT, watches=watches([("u", "v", NOON)]), users=users)

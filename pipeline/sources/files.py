@@ -72,7 +72,8 @@ class FileTable(Settings):
     )
     extra: list[str] | dict[str, ExtraType] = Field(
         default_factory=list,
-        description="further columns to keep, with a type or (CSV) the type that the first rows suggest",
+        description="further columns to keep, with a type or (CSV) the type that the first rows suggest; "
+        "whole numbers of more than 15 digits suggest text",
     )
     delimiter: str | None = Field(
         default=None, min_length=1, max_length=1, description="of CSV; null: a tab where a file is .tsv, else a comma"
@@ -165,6 +166,7 @@ def _target(table: Table, name: str) -> pa.DataType:
 
 def _chunks(table: Table, entry: FileTable, files: list[Path], mappings: list[dict[str, str]]) -> Iterator[RawChunk]:
     types = {n: _EXTRA_TYPES[t] for n, t in entry.extra.items()} if isinstance(entry.extra, dict) else {}
+    guessed: set[str] = set()
     rows = 0
     for file, mapping in zip(files, mappings, strict=True):
         for chunk in read_chunks(file, sorted(set(mapping.values())), entry.dialect):
@@ -172,6 +174,7 @@ def _chunks(table: Table, entry: FileTable, files: list[Path], mappings: list[di
             if not is_parquet(file):
                 untyped = [name for name in entry.extra if name not in types]
                 types.update({name: _suggested_type(chunk.data[mapping[name]]) for name in untyped})
+                guessed.update(untyped)
             yield RawChunk(
                 data=_mapped(chunk, entry, mapping),
                 origin=str(file),
@@ -179,6 +182,7 @@ def _chunks(table: Table, entry: FileTable, files: list[Path], mappings: list[di
                 units=entry.units,
                 separators=entry.separators,
                 types=types,
+                guessed=guessed,
                 malformed=chunk.malformed,
             )
     if not rows:
@@ -210,10 +214,13 @@ def _map_values(column: pa.ChunkedArray, values: Mapping[str, Any]) -> pa.Array:
 
 
 def _suggested_type(column: pa.ChunkedArray) -> pa.DataType:
-    """Integer or number where all of a text column's values are; numerals with leading zeros are identifiers."""
+    """Integer or number where all of a text column's values are.
+
+    Numerals with leading zeros, or with more than the 15 digits that every number holds, are identifiers.
+    """
     text = plain(column)[0]
     filled = text.drop_null()
-    if not len(filled) or pc.any(pc.match_substring_regex(filled, r"^\s*0\d")).as_py():
+    if not len(filled) or pc.any(pc.match_substring_regex(filled, r"^\s*(0\d|[+-]?\d{16})")).as_py():
         return pa.string()
     for kind in (pa.int64(), pa.float64()):
         _, bad = convert(text, kind)

@@ -5,7 +5,7 @@ A source renames columns and says how raw values are written (units, separators)
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -33,6 +33,7 @@ class RawChunk:
       separators: what separates the values of a list that is written as text, by column.
       types: what further columns are to become, by column; without an entry they stay as they are.
       malformed: (row number, text) of rows that could not be split into columns.
+      guessed: further columns whose type the source has guessed from their first rows.
     """
 
     data: pa.Table
@@ -42,6 +43,7 @@ class RawChunk:
     separators: Mapping[str, str] = field(default_factory=dict)
     types: Mapping[str, pa.DataType] = field(default_factory=dict)
     malformed: Sequence[tuple[int, str]] = ()
+    guessed: Collection[str] = ()
 
 
 class Source(Protocol):

@@ -6,7 +6,7 @@ rows of a day are together (`pipeline/sources/partitions.py`).
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
@@ -20,7 +20,7 @@ from pydantic import Field
 
 from features.errors import DataError
 from features.settings import Settings
-from features.tables import Table
+from features.tables import TIMESTAMP, Table
 from pipeline.sources.conversion import convert, finite, mask_of, plain
 from pipeline.sources.source import RawChunk, nearest
 
@@ -32,9 +32,11 @@ class Reason(StrEnum):
     MISSING_ID = "missing id"  # null, empty or only spaces
     UNUSABLE_ID = "unusable id"  # control characters or line breaks, too long, or not UTF-8
     WRONG_TYPE = "wrong type"  # a value that is not of the column's type, or not finite
+    GUESSED_TYPE = "not of the type that the first rows suggest"
     UNPARSABLE_TIME = "missing or unparsable time"
     FUTURE_TIME = "future time"
     EARLY_TIME = "time too early"  # most often a wrong unit
+    FUTURE_UPLOAD = "upload far in the future, most often a wrong unit"
     MISSING_VALUE = "missing required value"
     NEGATIVE_WATCH_TIME = "negative watch time"
     ABSURD_WATCH_TIME = "absurd watch time"
@@ -59,6 +61,7 @@ _RANGES = {
     ("users", "gender"): (0.0, 1.0),
     ("users", "age"): (0.0, 150.0),
 }
+_UPLOAD_AHEAD = timedelta(days=400)
 
 
 class ValidationConfig(Settings):
@@ -69,7 +72,11 @@ class ValidationConfig(Settings):
     max_watch_time_s: float = Field(default=86_400.0, gt=0, description="seconds; a longer watch is absurd")
     max_id_length: int = Field(default=256, ge=1, description="characters")
     earliest: datetime = Field(default=datetime(1990, 1, 1, tzinfo=UTC), description="events before it are rejected")
-    latest: datetime | None = Field(default=None, description="events after it are rejected; None: one day after now")
+    latest: datetime | None = Field(
+        default=None,
+        description="events after it are rejected; None: one day after now. Uploads may be up to 400 days "
+        "after it, or after tomorrow where that is later",
+    )
 
 
 @dataclass(frozen=True)
@@ -140,23 +147,57 @@ def check_chunk(chunk: RawChunk, table: Table, config: ValidationConfig, now: da
             )
         else:
             values[name], bad = finite(columns[name])
-        marks.add(bad | broken[name], Reason.WRONG_TYPE, name)
+        guessed = name in chunk.guessed
+        marks.add(bad | broken[name], Reason.GUESSED_TYPE if guessed else Reason.WRONG_TYPE, name)
+    tomorrow = (now or datetime.now(UTC)) + timedelta(days=1)
     if table.partitioned:
-        _check_times(values, marks, config, now or datetime.now(UTC), chunk.data.num_rows)
+        _check_times(values, marks, config, tomorrow, chunk.data.num_rows)
+    elif "upload_time" in table.schema.names and "upload_time" in values:
+        latest = max(_scalar(moment).value for moment in (tomorrow, config.latest or tomorrow))
+        ahead = pa.scalar(latest + _UPLOAD_AHEAD // timedelta(microseconds=1), TIMESTAMP)
+        marks.add(mask_of(pc.greater(values["upload_time"], ahead)), Reason.FUTURE_UPLOAD, "upload_time")
     _check_values(values, table, config, marks)
     return _split(chunk, columns, values, marks, table)
 
 
 def raw_json(data: pa.Table) -> list[str]:
-    """Each row as a JSON object (values JSON lacks become text)."""
+    """Each row as a JSON object (values JSON lacks become text, times in UTC)."""
 
     def writable(value: object) -> object:
         return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
     return [
         json.dumps({key: writable(value) for key, value in row.items()}, ensure_ascii=False, default=str)
-        for row in data.to_pylist()
+        for row in pa.table({name: _times_as_text(data[name]) for name in data.column_names}).to_pylist()
     ]
+
+
+def _times_as_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Times and durations as text, in lists and structs as well: Python has no nanoseconds and no year 10,000."""
+    for leaf in (_without_zone, _text_of_time):
+        kind = _with_leaves(column.type, leaf)
+        column = column if kind == column.type else column.cast(kind)
+    return column
+
+
+def _with_leaves(kind: pa.DataType, leaf: Callable[[pa.DataType], pa.DataType]) -> pa.DataType:
+    """The type whose innermost types are replaced."""
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        return pa.list_(kind.value_field.with_type(_with_leaves(kind.value_type, leaf)))
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(_with_leaves(field.type, leaf)) for field in kind])
+    if pa.types.is_map(kind):
+        return pa.map_(_with_leaves(kind.key_type, leaf), _with_leaves(kind.item_type, leaf))
+    return leaf(kind)
+
+
+def _without_zone(kind: pa.DataType) -> pa.DataType:
+    return pa.timestamp(kind.unit) if pa.types.is_timestamp(kind) else kind
+
+
+def _text_of_time(kind: pa.DataType) -> pa.DataType:
+    is_time = (pa.types.is_timestamp, pa.types.is_date, pa.types.is_time, pa.types.is_duration)
+    return pa.string() if any(test(kind) for test in is_time) else kind
 
 
 def rejected_table(
@@ -202,7 +243,7 @@ def _blank_to_null(text: pa.Array) -> pa.Array:
 
 
 def _check_times(
-    values: dict[str, pa.Array], marks: _Marks, config: ValidationConfig, now: datetime, size: int
+    values: dict[str, pa.Array], marks: _Marks, config: ValidationConfig, tomorrow: datetime, size: int
 ) -> None:
     known = np.ones(size, bool)
     if "time_known" in values:
@@ -210,10 +251,10 @@ def _check_times(
         known = mask_of(values["time_known"])
         order = values.get("order", pa.nulls(size, pa.int64()))
         marks.add(~known & mask_of(order.is_null()), Reason.MISSING_VALUE, "order")
-    times = values.get("timestamp", pa.nulls(size, pa.timestamp("us", tz="UTC")))
+    times = values.get("timestamp", pa.nulls(size, TIMESTAMP))
     times = pc.if_else(pa.array(known), times, None)
     values["timestamp"] = times
-    latest = config.latest or now + timedelta(days=1)
+    latest = config.latest or tomorrow
     marks.add(known & mask_of(times.is_null()), Reason.UNPARSABLE_TIME, "timestamp")
     marks.add(mask_of(pc.greater(times, _scalar(latest))), Reason.FUTURE_TIME, "timestamp")
     marks.add(mask_of(pc.less(times, _scalar(config.earliest))), Reason.EARLY_TIME, "timestamp")
@@ -223,7 +264,7 @@ def _check_times(
 
 def _scalar(moment: datetime) -> pa.Scalar:
     aware = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-    return pa.scalar(aware.astimezone(UTC), pa.timestamp("us", tz="UTC"))
+    return pa.scalar(aware.astimezone(UTC), TIMESTAMP)
 
 
 def _check_values(values: dict[str, pa.Array], table: Table, config: ValidationConfig, marks: _Marks) -> None:
@@ -309,6 +350,15 @@ def refuse_if_too_many(
             )
             raise DataError(
                 f"{name}: {count:,} of {read:,} rows are {what} ({count / read:.1%}, tolerated are {limit:.1%}); "
-                f"worst: {listing}; the rejected rows are in {where}; "
+                f"worst: {listing}; the rejected rows are in {where}; {_guesses(worst)}"
                 f"correct the source or its column mapping, or raise validation.{setting}"
             )
+
+
+def _guesses(samples: Sequence[Mapping[str, Any]]) -> str:
+    """What to do about columns whose type was guessed, for an error message."""
+    guessed = [s["column"] for s in samples if s["reason"] == Reason.GUESSED_TYPE.value]
+    return "".join(
+        f"the type of {name!r} was guessed from the first rows: give it, as extra: {{{name}: string}}; "
+        for name in guessed
+    )

@@ -122,7 +122,7 @@ def test_a_later_value_that_breaks_the_type_of_the_first_rows_costs_only_its_row
     summary = run(
         tmp_path, watches={"path": write(tmp_path / "w.csv", WATCHES)}, users={"path": users, "extra": ["fans"]}
     )
-    assert summary.tables["users"].rejected == {"wrong type": 1}
+    assert summary.tables["users"].rejected == {"not of the type that the first rows suggest": 1}
     rejected = read_table(tmp_path / "run/rejected", "users").to_pylist()
     assert [(r["column"], r["row"], json.loads(r["raw"])["fans"]) for r in rejected] == [("fans", 51, "many")]
 
@@ -247,3 +247,47 @@ def test_the_fingerprint_follows_names_contents_and_order_but_not_the_place(tmp_
     assert fingerprint_of(tmp_path / "here/day=1") != here
     assert fingerprint_of(tmp_path / "here", "searches") != here
     assert str(tmp_path) not in json.dumps(here)
+
+
+def test_long_numerals_stay_text_where_no_type_is_given(tmp_path):
+    users = write(
+        tmp_path / "u.csv",
+        "user_id,account,follower,share,fans\nu,1234567890123456,-12345678901234567.5,0.12345678901234567,1\nw,7,8,9,2\n",
+    )
+    extra = ["account", "follower", "share", "fans"]
+    run(tmp_path, watches={"path": write(tmp_path / "w.csv", WATCHES)}, users={"path": users, "extra": extra})
+    assert read(tmp_path, "users")[0] == {
+        "user_id": "u",
+        "account": "1234567890123456",
+        "follower": "-12345678901234567.5",
+        "share": 0.12345678901234567,
+        "fans": 1,
+    }
+
+
+def test_a_type_that_was_guessed_is_said_to_be_guessed_where_rows_do_not_fit_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(readers, "CSV_BLOCK_BYTES", 64)
+    lines = [f"video{n},{n}" for n in range(50)] + [f"film{n},Studio {n}" for n in range(50)]
+    videos = write(tmp_path / "v.csv", "\n".join(["video_id,studio", *lines]))
+    watches = {"path": write(tmp_path / "w.csv", WATCHES)}
+    message = bad(tmp_path, watches=watches, videos={"path": videos, "extra": ["studio"]})
+    assert "50 of 100 rows are rejected" in message
+    assert "the type of 'studio' was guessed from the first rows: give it, as extra: {studio: string}" in message
+    told = bad(tmp_path, watches=watches, videos={"path": videos, "extra": {"studio": "integer"}})
+    assert "wrong type in studio: 50 rows" in told
+    assert "was guessed" not in told
+    run(tmp_path, watches=watches, videos={"path": videos, "extra": {"studio": "string"}})
+    assert read(tmp_path, "videos")[50]["studio"] == "Studio 0"
+
+
+def test_whole_numbers_that_a_column_of_fractions_cannot_hold_name_the_column(tmp_path):
+    for name, followers in (("a", pa.array([2**53 + 1])), ("b", pa.array([0.5]))):
+        (tmp_path / "users").mkdir(exist_ok=True)
+        pq.write_table(pa.table({"user_id": [name], "followers": followers}), tmp_path / f"users/{name}.parquet")
+    watches = {"path": write(tmp_path / "w.csv", WATCHES)}
+    message = bad(tmp_path, watches=watches, users={"path": str(tmp_path / "users"), "extra": ["followers"]})
+    assert "users.followers" in message
+    assert "9007199254740993" in message
+    assert "extra: {followers: string}" in message
+    run(tmp_path, watches=watches, users={"path": str(tmp_path / "users"), "extra": {"followers": "string"}})
+    assert [row["followers"] for row in read(tmp_path, "users")] == ["9007199254740993", "0.5"]

@@ -2,6 +2,7 @@
 
 import json
 from datetime import UTC, datetime, timedelta, timezone
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
@@ -79,6 +80,43 @@ def test_each_reason_is_given_to_the_row_that_deserves_it():
     ]
     assert json.loads(checked.rejected["raw"][4].as_py())["watch_time_s"] == "long"
     assert set(checked.rejected["origin"].to_pylist()) == {"log.csv"}
+
+
+@pytest.mark.parametrize(
+    ("values", "shown"),
+    [
+        (pa.array([1714564800500000999], pa.timestamp("ns")), "2024-05-01 12:00:00.500000999"),
+        (pa.array([2**40], pa.timestamp("s", "Mars/Olympus")), "<value out of range: 1099511627776>"),
+        (pa.array([253402300800], pa.timestamp("s")), "10000-01-01 00:00:00"),
+        (pa.array([1714564800], pa.timestamp("s", "Europe/Berlin")), "2024-05-01 12:00:00"),
+        (pa.array([19844, None], pa.date32()), "2024-05-01"),
+        (pa.array([1001], pa.time64("ns")), "00:00:00.000001001"),
+        (pa.array([1001], pa.duration("ns")), "1001"),
+        (pa.array([[1714564800500000999]], pa.list_(pa.timestamp("ns"))), ["2024-05-01 12:00:00.500000999"]),
+        (pa.array([{"a": [1001]}], pa.struct([("a", pa.large_list(pa.duration("ns")))])), {"a": ["1001"]}),
+        (pa.array([Decimal("1.50")]), "1.50"),
+    ],
+)
+def test_rejected_rows_are_written_down_whatever_they_hold(values, shown):
+    rows = pa.table({"user_id": [None] * len(values), "further": values})
+    rejected = check_chunk(chunk(rows), USERS, CONFIG, NOW).rejected
+    assert json.loads(rejected["raw"][0].as_py()) == {"user_id": None, "further": shown}
+
+
+def test_uploads_far_in_the_future_are_most_often_a_wrong_unit():
+    latest = NOW + timedelta(days=1)
+    uploads = [NOON, NOW + timedelta(days=60), latest + timedelta(days=400), latest + timedelta(days=400, seconds=1)]
+    videos = pa.table({"video_id": ["a", "b", "c", "d"], "upload_time": uploads})
+    checked = check_chunk(chunk(videos), VIDEOS, CONFIG, NOW)
+    assert checked.kept["video_id"].to_pylist() == ["a", "b", "c"]
+    assert checked.rejected["reason"].to_pylist() == [Reason.FUTURE_UPLOAD]
+    assert "most often a wrong unit" in Reason.FUTURE_UPLOAD
+    milliseconds = pa.table({"video_id": ["a"], "upload_time": ["1714564800000"]})
+    assert check_chunk(chunk(milliseconds), VIDEOS, CONFIG, NOW).rejected["column"].to_pylist() == ["upload_time"]
+    # Logs cut off in the past may stand beside the videos of today; those that are simulated ahead, beside theirs.
+    cut, ahead = (ValidationConfig(latest=NOW + timedelta(days=days)) for days in (-1_000, 1_000))
+    assert check_chunk(chunk(videos), VIDEOS, cut, NOW).kept.num_rows == 3
+    assert check_chunk(chunk(videos), VIDEOS, ahead, NOW).kept.num_rows == 4
 
 
 def test_a_row_with_several_faults_has_the_first_reason():

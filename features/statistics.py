@@ -8,8 +8,8 @@ Count, missing, minimum and maximum are exact. The rest is sketched, so that mem
 - top values of text and booleans: a mergeable Misra-Gries summary (Agarwal et al. 2012), whose counts are exact or too
   low by at most the stated error.
 
-Null, NaN and empty text are missing. A list column is described by its items, a column of structs, maps or lists of
-lists by count and missing alone.
+Null, NaN and empty text are missing. Decimals are numbers, as float64. A list column is described by its items, a
+column of structs, maps or lists of lists by count and missing alone.
 """
 
 from collections.abc import Iterable, Mapping
@@ -158,6 +158,8 @@ class ColumnSummary:
     def _add_numbers(self, values: pa.ChunkedArray | pa.Array) -> None:
         if pa.types.is_timestamp(values.type):
             values = values.cast(pa.timestamp("us", values.type.tz)).cast(pa.int64())
+        elif pa.types.is_decimal(values.type):
+            values = values.cast(pa.float64(), safe=False)
         numbers = values.to_numpy(zero_copy_only=False) if isinstance(values, pa.Array) else values.to_numpy()
         self.numbers.update(numbers)
         if pa.types.is_integer(values.type):
@@ -230,7 +232,8 @@ class ColumnSummary:
 
 
 def _is_numeric(dtype: pa.DataType) -> bool:
-    return pa.types.is_integer(dtype) or pa.types.is_floating(dtype) or pa.types.is_timestamp(dtype)
+    is_number = (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal, pa.types.is_timestamp)
+    return any(test(dtype) for test in is_number)
 
 
 def _present(column: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.Array:

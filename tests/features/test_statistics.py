@@ -1,6 +1,7 @@
 import json
 from collections import Counter
 from datetime import UTC, datetime
+from decimal import Decimal
 
 import apache_beam as beam
 import numpy as np
@@ -53,6 +54,17 @@ def test_whole_numbers_beyond_float64_stay_apart():
     found = statistics(pa.array(ids[50:]), pa.array([*ids[:50], None]))
     assert (found["distinct"], found["min"], found["max"]) == (100, 2**60, 2**60 + 99)
     assert statistics(pa.array([2**63 + 1, 7], pa.uint64()))["max"] == 2**63 + 1
+
+
+@pytest.mark.parametrize("kind", [pa.decimal128(6, 2), pa.decimal256(60, 30)])
+def test_decimals_are_numbers(kind):
+    prices = [Decimal(text) for text in ("9.75", "15.00", "0.25")]
+    found = statistics(
+        pa.array([*prices, None], kind), pa.array([Decimal("9.75")], kind), config=StatisticsConfig(quantiles=3)
+    )
+    assert (found["type"], found["count"], found["missing"], found["distinct"]) == (str(kind), 5, 1, 3)
+    assert (found["min"], found["max"], found["quantiles"]) == (0.25, 15.0, [0.25, 9.75, 15.0])
+    assert "top" not in found
 
 
 def test_a_column_of_structs_is_counted():

@@ -68,6 +68,7 @@ import numpy as np
 
 from features.errors import ConfigError
 from features.event_windows import ORDER_ONLY, Bags, Window
+from features.shared_topics import TopicLists
 from features.spec import Kind, Side
 
 
@@ -168,6 +169,10 @@ class VideoTable:
     topics: np.ndarray | None = None
     upload_us: np.ndarray | None = None
 
+    @cached_property
+    def topic_lists(self) -> TopicLists:
+        return TopicLists(_present(self.topics, "topics"))
+
     def __len__(self) -> int:
         """Videos, and one for no video."""
         return len(next(iter(self.rows.values())))
@@ -220,13 +225,7 @@ class Requests:
 
     @cached_property
     def same_topic_watches(self) -> np.ndarray:
-        topics = _present(self.videos.topics, "topics")
-        same = np.zeros((len(self.request), self.watches.size), bool)
-        for watched in topics.T:
-            rows = watched[self.watches.video][self.request]
-            for candidate in topics.T:
-                same |= _equal(rows, candidate[self.candidate], nothing=0)
-        return same
+        return self.videos.topic_lists.shared(self.watches.video, self.request, self.candidate)
 
     def seconds_since(self, window: Window, matches: np.ndarray) -> np.ndarray:
         """float32 `[B]` since the last of the matches, bool `[B, size]`, in the candidates' windows."""

@@ -176,13 +176,16 @@ class RawRequests:
 
     @cached_property
     def same_topic_watches(self) -> tf.Tensor:
-        watched = gather_videos(self.videos.topics, self.watches.video)  # [B, n, topics]
-        candidate = gather_videos(self.videos.topics, self.candidate)  # [B, C, topics]
-        same = _equal(watched[..., 0], candidate[..., 0], nothing=0)
-        for first in range(watched.shape[-1]):
-            for second in range(candidate.shape[-1]):
-                if first or second:
-                    same |= _equal(watched[..., first], candidate[..., second], nothing=0)
+        watched = _longest_list(gather_videos(self.videos.topics, self.watches.video))[:, tf.newaxis]
+        candidate = _longest_list(gather_videos(self.videos.topics, self.candidate))
+        # A loop over the candidates' topics that this batch has: the graph is the same for any catalogue, and a video
+        # with hundreds of topics costs time in its own requests only.
+        candidate = tf.transpose(tf.where(candidate == 0, -1, candidate), [2, 0, 1])[..., tf.newaxis, tf.newaxis]
+        _, same = tf.while_loop(
+            lambda place, same: place < tf.shape(candidate)[0],
+            lambda place, same: (place + 1, same | tf.reduce_any(watched == candidate[place], axis=-1)),
+            (0, tf.zeros([tf.shape(watched)[0], tf.shape(candidate)[2], self.watches.video.shape[1]], tf.bool)),
+        )
         return same
 
     def seconds_since(self, window: RawWindow, matches: tf.Tensor) -> tf.Tensor:
@@ -195,6 +198,12 @@ def gather_videos(column: tf.Tensor, position: tf.Tensor) -> tf.Tensor:
     """Entries of a catalogue column at catalogue positions; position -1 gives the column's last entry."""
     last = tf.shape(column)[0] - 1
     return tf.gather(column, tf.where(position == UNKNOWN_VIDEO, last, position))
+
+
+def _longest_list(topics: tf.Tensor) -> tf.Tensor:
+    """Lists `[B, n, most topics of a video]`, padded with 0, cut to the longest one of them."""
+    length = tf.reduce_max(tf.where(topics != 0, tf.range(1, tf.shape(topics)[2] + 1), 0))
+    return topics[..., :length]
 
 
 def _seconds_since_last_watch(requests: RawRequests) -> tf.Tensor:

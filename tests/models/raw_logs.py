@@ -69,8 +69,8 @@ SPEC = FeatureSpec(
 )
 
 
-def encoder(random: np.random.Generator) -> Encoder:
-    """Twenty-six of the thirty videos are in the catalogue, twenty in the vocabulary."""
+def encoder(random: np.random.Generator, longest: int = 3) -> Encoder:
+    """Twenty-six of the thirty videos are in the catalogue, twenty in the vocabulary; one has `longest` topics."""
     spaces = {
         "video": VIDEO_IDS[:20],
         "clicked_video": VIDEO_IDS[19::-1],
@@ -85,6 +85,9 @@ def encoder(random: np.random.Generator) -> Encoder:
     }
     vocabularies = {space: Vocabulary.of(ids) for space, ids in spaces.items()}
     ids = pa.array(VIDEO_IDS[:26])
+    topics = [random.integers(0, 5, random.integers(0, 4)).tolist() for _ in range(26)]
+    if longest > 3:
+        topics[4], topics[7] = [*[0] * (longest - 2), 3, 4], random.integers(0, 3, longest // 2).tolist()
     upload_us = NOW_US - random.integers(0, 10**12, 26)
     catalogue = pa.table(
         {
@@ -92,9 +95,7 @@ def encoder(random: np.random.Generator) -> Encoder:
             "video": vocabularies["video"].lookup(ids),
             "clicked_video": vocabularies["clicked_video"].lookup(ids),
             "uploader_id": random.integers(0, 4, 26).astype(np.int32),
-            "topics": pa.array(
-                [random.integers(0, 5, random.integers(0, 4)).tolist() for _ in range(26)], pa.list_(pa.int32())
-            ),
+            "topics": pa.array(topics, pa.list_(pa.int32())),
             "duration_s": pa.array(random.choice([12.5, 100.25, np.nan], 26), pa.float32()),
             "upload_time": pa.array(upload_us, pa.timestamp("us", tz="UTC"), mask=random.random(26) < 0.2),
         }

@@ -39,6 +39,24 @@ def test_every_feature_equals_the_example_jobs(seed):
     assert_equals_examples(tf.function(features)(tensors(log.raw(), features)), examples, log)
 
 
+def test_topics_of_videos_with_very_long_lists_are_those_of_the_example_job():
+    """The longest list matches at its end alone, where no other video has a topic."""
+    random = np.random.default_rng(11)
+    tables, log = encoder(random, longest=60), Log(random, users=150, candidates=3)
+    features = RawFeatures(SPEC, tables, LISTS, UTC_OFFSET_S)
+    found = tf.function(features)(tensors(log.raw(), features))
+    assert_equals_examples(found, log.examples(tables), log)
+
+
+def test_the_graph_is_the_same_however_many_topics_a_video_has():
+    sizes = []
+    for longest in (3, 300):
+        features = RawFeatures(SPEC, encoder(np.random.default_rng(0), longest), LISTS)
+        call = tf.function(features).get_concrete_function(dict(features.input_specs))
+        sizes.append(len(call.graph.get_operations()))
+    assert sizes[0] == sizes[1]
+
+
 def test_a_saved_model_gives_the_same_without_our_code(tmp_path):
     random = np.random.default_rng(10)
     tables, log = encoder(random), Log(random, users=20, candidates=2)

@@ -161,7 +161,8 @@ def _to_integer(values: pa.Array) -> Converted:
         return _integer_of_decimal(values)
     if pa.types.is_string(kind):
         text = pc.utf8_trim_whitespace(values)
-        digits = pc.replace_substring_regex(text, r"\.0*$", "")
+        pointed = pc.any(pc.match_substring(text, ".")).as_py()
+        digits = pc.replace_substring_regex(text, r"\.0*$", "") if pointed else text
         exact = pc.match_substring_regex(digits, _INTEGER)
         digits = pc.if_else(exact, digits, pa.scalar(None, pa.string()))
         negative = mask_of(pc.starts_with(digits, "-"))

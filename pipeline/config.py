@@ -33,6 +33,7 @@ from pipeline.evaluation.bootstrap import BootstrapConfig
 from pipeline.evaluation.gradient_boosted_trees import TreesConfig
 from pipeline.evaluation.retrieval_baselines import Method, RetrievalBaselinesConfig
 from pipeline.evaluation.retrieval_metrics import RetrievalMetricsConfig
+from pipeline.named_features import refuse_unknown_names
 from pipeline.protocols import with_protocol
 from pipeline.sources.files import FilesConfig
 from pipeline.sources.kuairand import KuaiRandConfig
@@ -203,6 +204,15 @@ class RunConfig(Settings):
                     f"generators.{name}.model.loss: the scores of a {_WITHOUT_INDEX[generator.model.loss]} are no dot "
                     "products, so that nothing could be exported after training; set it to sampled or full"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _models_name_what_there_is(self) -> "RunConfig":
+        for name, generator in self.generators.items():
+            if isinstance(generator.model, TwoTowerConfig):
+                refuse_unknown_names(generator.model, self.features, f"generators.{name}.model")
+        if self.ranker is not None:
+            refuse_unknown_names(self.ranker.model, self.features, "ranker.model")
         return self
 
     @model_validator(mode="after")

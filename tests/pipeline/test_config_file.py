@@ -1,5 +1,6 @@
 """Configuration mistakes are one line that names the place and the nearest valid name."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -169,3 +170,71 @@ def test_a_generator_without_a_model_starts_from_co_watches_and_a_given_model_is
     given = GeneratorConfig.model_validate({"model": {"dimension": 32}})
     assert (given.model, given.co_watch_start) == (TwoTowerConfig(dimension=32), None)
     assert given.training == TrainingConfig()
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "generators.two_tower.model.large_id_spaces=[video, search_tokens]",
+            "generators.two_tower.model.large_id_spaces: no id space of the model's inputs is called 'search_tokens', "
+            "did you mean 'search_token'? there are: device, plan, region, search_token, video",
+        ),
+        (
+            "generators.two_tower.model.power_features=[example_ages]",
+            "generators.two_tower.model.power_features: no continuous input of the model is called 'example_ages', did "
+            "you mean 'example_age'? there are: age, example_age, gender, logged_in, wealth",
+        ),
+        ("generators.two_tower.model.power_features=[region]", "is called 'region'"),  # categorical
+        ("generators.two_tower.model.large_id_spaces=[uploader]", "is called 'uploader'"),  # of the video vectors
+        (
+            "ranker.model.embedding_dimensions={clicked_videos: 8}",
+            "ranker.model.embedding_dimensions: no id space of the ranker is called 'clicked_videos', did you mean "
+            "'clicked_video'?",
+        ),
+        ("ranker.model.embedding_dimensions={plan: 8}", "is called 'plan'"),  # added to the generator alone
+    ],
+)
+def test_settings_that_name_no_feature_of_any_log_are_refused_with_the_nearest(
+    tmp_path: Path, override: str, message: str
+) -> None:
+    file = _with_features(tmp_path)
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        read(RunConfig, file, [override])
+
+
+def test_settings_may_name_added_features_and_defaults_that_a_log_lacks_or_a_run_leaves_out(tmp_path: Path) -> None:
+    config = read(
+        RunConfig,
+        _with_features(tmp_path),
+        [
+            "features.without=[example_age, search_tokens]",
+            "generators.two_tower.model.large_id_spaces=[video, search_token, plan]",
+            "generators.two_tower.model.power_features=[example_age, wealth]",
+            "ranker.model.embedding_dimensions={clicked_video: 8, search_token: 4, interest: 2}",
+        ],
+    )
+    assert config.generators["two_tower"].model.power_features == ("example_age", "wealth")
+    assert read(RunConfig, _with_features(tmp_path), ["ranker=null"]).ranker is None
+
+
+def _with_features(folder: Path) -> str:
+    file = folder / "run.yaml"
+    file.write_text(
+        """
+source: {kind: files, tables: {watches: {path: w.csv}}}
+features:
+  extra:
+    - {name: plan, source: users.plan, kind: categorical, models: [candidate_generator]}
+    - name: wealth
+      source: users.wealth
+      kind: continuous
+      models: [candidate_generator]
+      normaliser: scale
+      low: 0
+      high: 9
+    - {name: interest, source: videos.interest, kind: categorical, side: impression}
+generators: {two_tower: {model: {kind: two_tower}}}
+"""
+    )
+    return str(file)

@@ -243,7 +243,13 @@ def _open_csv(
 def _text_stream(path: Path, encoding: str, seal: str) -> Any:
     """A file decompressed by its suffix, as UTF-8, and `seal` after it as a line of its own."""
     stream = pa.input_stream(str(path), compression=_COMPRESSED.get(path.suffix.lower()))
-    if codecs.lookup(encoding).name != "utf-8":
+    try:
+        codec = codecs.lookup(encoding).name
+    except LookupError as error:
+        raise ConfigError(
+            f"encoding: expected one that Python has, as utf8, utf-16 or latin1, found {encoding!r}; correct it"
+        ) from error
+    if codec != "utf-8":
         stream = pa.transcoding_input_stream(stream, encoding, "utf-8")
     return _Sealed(stream, f"\n{seal}\n".encode()) if seal else stream
 
@@ -254,15 +260,19 @@ class _Sealed:
     def __init__(self, stream: Any, seal: bytes) -> None:
         self._stream = stream
         self._seal = seal
+        self._ahead: bytes | None = None
 
     @property
     def closed(self) -> bool:
         return bool(self._stream.closed)
 
     def read(self, size: int = -1) -> bytes:
-        block: bytes = self._stream.read(size)
-        if not block:
-            block, self._seal = self._seal, b""
+        if self._ahead is None:
+            self._ahead = self._stream.read(size)
+        block: bytes = self._ahead
+        self._ahead = self._stream.read(size)
+        if not self._ahead and (not block or len(block) + len(self._seal) <= size):
+            block, self._seal = block + self._seal, b""
         return block
 
     def close(self) -> None:

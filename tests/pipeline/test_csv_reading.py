@@ -161,3 +161,21 @@ def test_a_wrong_delimiter_is_suspected_where_the_header_is_one_name(tmp_path, d
     with pytest.raises(UpnextError, match=rf"set source\.tables\.watches\.delimiter.* {shown}") as error:
         kept_of(tmp_path, path)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("end", ["", "\n"])
+def test_a_small_file_is_one_chunk_whose_types_are_guessed_from_all_rows(tmp_path, end):
+    path = write(tmp_path / "w.csv", "n,letter\n1,a\n2,b\nthree,c" + end)
+    assert [chunk.rows.tolist() for chunk in read_chunks(path)] == [[1, 2, 3]]
+
+
+def test_an_encoding_that_does_not_exist_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"encoding: .*found 'klingon'"):
+        column_names(write(tmp_path / "w.csv", TWO), CsvDialect(encoding="klingon"))
+
+
+def test_half_a_compressed_file_is_no_file(tmp_path):
+    content = gzip.compress("".join(f"{n},{n * 7919 % 1000}\n" for n in range(10_000)).encode())
+    path = write(tmp_path / "w.csv.gz", content[: len(content) // 2])
+    with pytest.raises(DataError, match=r"w\.csv\.gz: cannot be read as CSV \(Truncated"):
+        rows_of(path)

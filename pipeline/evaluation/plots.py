@@ -27,9 +27,10 @@ def plot_methods(methods: Sequence[MethodFigures], names: Sequence[str], path: P
     for axes, name in zip(plot.subplots(1, len(names), sharey=True, squeeze=False)[0], names, strict=True):
         for place, method in enumerate(shown):
             for figure in (figure for figure in method.figures if figure.name == name):
-                error = [[figure.value - figure.low], [figure.high - figure.value]]
                 color = "tab:blue" if place == 0 else "dimgrey"
-                axes.errorbar([figure.value], [place], xerr=error, fmt="o", markersize=4, color=color)
+                # A percentile interval need not hold the value, so that no error bar can draw it.
+                axes.plot([figure.low, figure.high], [place, place], color=color)
+                axes.plot([figure.value], [place], marker="o", markersize=4, color=color)
                 if place == 0:
                     axes.axvline(figure.value, color=color, linewidth=0.8, linestyle=":")
         axes.set_yticks(range(len(shown)), [method.method for method in shown])

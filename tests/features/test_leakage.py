@@ -242,9 +242,7 @@ def test_the_impression_that_led_to_the_label_among_the_shown_videos_is_caught(t
     tables = platform(users=30)
     late = Run(tmp_path / "late", tables, split_of(tables), lists)
     where = built(late, "candidate_generator", tmp_path)
-    with pytest.raises(
-        LeakageError, match=r"'shown' holds the label in \d\d% of the .* at most 50%"
-    ):
+    with pytest.raises(LeakageError, match=r"'shown' holds the label in \d\d% of the .* at most 50%"):
         check_leakage(where, late.shards, late.features, EVERYTHING)
     check_leakage(where, late.shards, late.features, EVERYTHING.model_copy(update={"max_label_shown_share": 1.0}))
     # Watches that bear the moment of their impression: histories end before it.

@@ -11,12 +11,14 @@ MODEL = MethodFigures("two-tower", (Figure("MAP@20", 0.05, 0.04, 0.06, 90), Figu
 PEER = MethodFigures("popularity", (Figure("MAP@20", 0.02, 0.01, 0.03, 90),))
 LEFT_OUT = MethodFigures("EASE", left_out="too many videos")
 UNDEFINED = MethodFigures("co-watch", (Figure("MAP@20", np.nan, np.nan, np.nan, 0),))
+OUTSIDE = MethodFigures("item-kNN", (Figure("MAP@20", 0.5, 0.2, 0.4, 1),))  # the value is outside its interval
 
 
 def test_methods_that_ran_are_drawn_by_name_with_a_panel_for_each_figure(tmp_path):
-    plot_methods([MODEL, PEER, LEFT_OUT, UNDEFINED], ["MAP@20", "recall@100"], tmp_path / "retrieval.svg")
+    methods = [MODEL, PEER, LEFT_OUT, UNDEFINED, OUTSIDE]
+    plot_methods(methods, ["MAP@20", "recall@100"], tmp_path / "retrieval.svg")
     drawn = (tmp_path / "retrieval.svg").read_text()
-    names = ("two-tower", "popularity", "co-watch", "MAP@20", "recall@100")
+    names = ("two-tower", "popularity", "co-watch", "item-kNN", "MAP@20", "recall@100")
     assert all(f"<!-- {name} -->" in drawn for name in names)
     assert "<!-- EASE -->" not in drawn
 

@@ -228,7 +228,10 @@ def _check_ids(vectors: np.ndarray, ids: np.ndarray, available: np.ndarray | Non
         lengths += "" if available is None else f", {len(available)} availability flags"
         raise ExportError(f"index: expected one vector [d], id and availability flag per video, found {lengths}")
     if not len(ids) or (available is not None and not np.any(available)):
-        raise ExportError(f"index: no available video among {len(ids)}; the index would answer nothing")
+        raise ExportError(
+            f"index: expected videos that are available and about which the generator knows something, found none among "
+            f"{len(ids)}: all are unavailable or have zero vectors; the index would answer nothing"
+        )
     distinct = set(ids)
     if NO_VIDEO in distinct or len(distinct) != len(ids):
         values, counts = np.unique(np.asarray(ids, object), return_counts=True)

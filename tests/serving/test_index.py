@@ -193,7 +193,7 @@ def test_repeated_or_empty_ids_and_wrong_lengths_are_refused():
         Index(vectors(2), ["v0", ""], CONFIG)
     with pytest.raises(ExportError, match="2 ids"):
         Index(vectors(3), ["v0", "v1"], CONFIG)
-    with pytest.raises(ExportError, match="no available video among 2"):
+    with pytest.raises(ExportError, match="found none among 2: all are unavailable or have zero vectors"):
         Index(vectors(2), ["v0", "v1"], CONFIG, available=np.zeros(2, bool))
 
 

@@ -229,7 +229,7 @@ def _check_ids(vectors: np.ndarray, ids: np.ndarray, available: np.ndarray | Non
         raise ExportError(f"index: expected one vector [d], id and availability flag per video, found {lengths}")
     if not len(ids) or (available is not None and not np.any(available)):
         raise ExportError(
-            f"index: expected videos that are available and about which the generator knows something, found none among "
+            "index: expected videos that are available and about which the generator knows something, found none among "
             f"{len(ids)}: all are unavailable or have zero vectors; the index would answer nothing"
         )
     distinct = set(ids)

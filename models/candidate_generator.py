@@ -135,6 +135,11 @@ class CandidateGenerator(TrainedModel):
             )
 
     @property
+    def query_inputs(self) -> tuple[Feature, ...]:
+        """The features that the query tower reads; an exported model asks a client for what these need."""
+        return self.spec.side(Side.QUERY)
+
+    @property
     def video_attributes(self) -> tuple[str, ...]:
         """The features of videos that `video_embeddings` reads besides `video`."""
         return ()

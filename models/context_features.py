@@ -172,7 +172,7 @@ def context_columns(
         raise ConfigError(f"context features named more than once: {', '.join(repeated)}; give each one entry")
     found, left_out = [], []
     for feature in wanted:
-        absent = [source for source in _needed(feature) if source not in spec]
+        absent = [source for source in features_needed(feature) if source not in spec]
         if not absent:
             _refuse_other_lengths(feature, spec)
             found.append(_column(feature, spec, vocabulary_sizes))
@@ -195,7 +195,7 @@ _SOURCES = {
 }
 
 
-def _needed(feature: ContextFeature) -> tuple[str, ...]:
+def features_needed(feature: ContextFeature) -> tuple[str, ...]:
     """The features of the specification that a context feature cannot do without."""
     with_watch = f"watched_{feature.name}"
     return _SOURCES.get(feature.name, (with_watch, feature.name) if feature.post != Use.NONE else (with_watch,))
@@ -203,7 +203,7 @@ def _needed(feature: ContextFeature) -> tuple[str, ...]:
 
 def _refuse_other_lengths(feature: ContextFeature, spec: FeatureSpec) -> None:
     """Raises ConfigError where a list does not stand beside the watches, or the request's own value is a list."""
-    for source in map(spec.__getitem__, _needed(feature)):
+    for source in map(spec.__getitem__, features_needed(feature)):
         of_watches = source.source.startswith(("history.", "watches."))
         length = spec[WATCHED_VIDEOS].max_length if of_watches else None
         if source.max_length != length:

@@ -23,7 +23,7 @@ from pydantic import Field
 
 from features.errors import ConfigError
 from features.settings import Settings
-from features.spec import FeatureSpec
+from features.spec import Feature, FeatureSpec
 from models.candidate_generator import (
     LABEL,
     LAST_WATCH,
@@ -33,7 +33,14 @@ from models.candidate_generator import (
     CandidateGenerator,
     replica_mean,
 )
-from models.context_features import ConcatenatedContext, ContextFeature, CrossedContext, Use, context_columns
+from models.context_features import (
+    ConcatenatedContext,
+    ContextFeature,
+    CrossedContext,
+    Use,
+    context_columns,
+    features_needed,
+)
 from models.embeddings import EmbeddingTable
 from models.sampled_softmax import Loss, softmax_loss
 from models.samplers import LABEL_EXPECTED_COUNT, NegativeSamplerConfig
@@ -196,6 +203,12 @@ class SequenceGenerator(CandidateGenerator):
     def _cross(self, columns: list, width: int) -> CrossedContext | None:
         config = self.config
         return CrossedContext(columns, width, config.cross_stddev, config.cross_identity) if columns else None
+
+    @property
+    def query_inputs(self) -> tuple[Feature, ...]:
+        of_context = (features_needed(c) for c in self.config.context if c.name not in self.left_out)
+        read = {WATCHED_VIDEOS, WATCH_COUNT}.union(*of_context)
+        return tuple(feature for feature in super().query_inputs if feature.name in read)
 
     def states(self, features: Mapping[str, tf.Tensor], training: bool = False) -> tf.Tensor:
         """The encoder's state at each step, after the events before it: `[batch, L + 1, state width]`.

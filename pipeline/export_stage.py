@@ -10,7 +10,7 @@ from features.artifacts import is_published, publish, read_manifest
 from features.errors import ArtifactError
 from features.example_reader import ExampleSet
 from features.feature_lists import Model
-from features.spec import FeatureSpec, Side
+from features.spec import FeatureSpec
 from features.splits import Part
 from features.vocabulary import Vocabulary
 from models.candidate_generator import LABEL
@@ -92,12 +92,12 @@ def _part(run: Run, model: Model) -> Part:
     return next(part for part in (Part.VALIDATION, Part.TEST, Part.TRAIN) if examples.num_examples(part))
 
 
-def _stored(run: Run, model: Model, raw_features: RawFeatures) -> StoredExamples:
+def _stored(run: Run, model: Model, spec: FeatureSpec, raw_features: RawFeatures) -> StoredExamples:
     return stored_examples(
         run.examples(model) / _part(run, model).folder,
         run.tables,
         model,
-        run.specs[model],
+        spec,
         raw_features.input_specs,
         run.config.features,
         run.config.export.parity.examples,
@@ -114,7 +114,7 @@ def _export_generator(run: Run, name: str) -> list[Path]:
     generator = load_candidate_generator(run.folder / folder)
     model = run.features_of_generator(name)
     encoder = run.encoder
-    spec = FeatureSpec(run.specs[model].side(Side.QUERY))
+    spec = FeatureSpec(generator.query_inputs)
     raw_features = RawFeatures(spec, encoder, run.config.features, run.split.utc_offset_s)
     counts = Vocabulary.read(run.features / "vocabularies" / "video.parquet").counts
     watches = np.concatenate([[0], counts])[encoder.catalogue["video"].to_numpy()]
@@ -132,7 +132,7 @@ def _export_generator(run: Run, name: str) -> list[Path]:
             generator,
             raw_features,
             videos,
-            _stored(run, model, raw_features),
+            _stored(run, model, spec, raw_features),
             query_vectors(generator, columns),
             run.config.export,
             _provenance(run, folder),
@@ -156,7 +156,7 @@ def _export_ranker(run: Run) -> Path:
         run.folder / "export",
         ranker,
         raw_features,
-        _stored(run, RANKER, raw_features),
+        _stored(run, RANKER, run.specs[RANKER], raw_features),
         run.config.export,
         _provenance(run, RANKER_FOLDER),
     )

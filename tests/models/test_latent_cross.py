@@ -340,3 +340,14 @@ def test_mistakes_are_told():
         LatentCross(LatentCrossConfig(), SPEC, {"page": 2})
     with pytest.raises(ConfigError, match="context feature 'origin'"):
         small(context=[ContextFeature(name="origin", pre=Use.CROSS)])
+
+
+def test_a_query_needs_the_watches_and_the_features_of_its_context_alone():
+    before, after = ContextFeature(name="page", pre=Use.CONCATENATE), ContextFeature(name="watch_age", post=Use.CROSS)
+    model = small(context=(before, after, ContextFeature(name="device", pre=Use.BOTH, post=Use.CROSS)))
+    read = {"watched_video_ids", "watch_count", "watched_page", "watched_device", "device"}
+    read |= {"seconds_to_next_watch", "example_age"}
+    assert {feature.name for feature in model.query_inputs} == read
+    features = tensors(batch())
+    alone = {name: features[name] for name in read}
+    np.testing.assert_array_equal(model.query_embeddings(alone), model.query_embeddings(features))

@@ -2,6 +2,7 @@
 
 import _thread
 import os
+import signal
 import sys
 import threading
 import traceback
@@ -10,6 +11,7 @@ from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -40,6 +42,9 @@ INTERRUPTED = 130
 COMMANDS = "upnext.commands"
 """Entry point group of functions that add a command to the app."""
 
+_asked_to_stop = threading.Event()
+"""An interruption came: libraries turn it into errors of their own (Beam, C extensions), which then mean no more."""
+
 
 def main() -> None:
     """The command line: an error is one line and exit code 1, an interruption one line and 130, never a traceback."""
@@ -55,7 +60,7 @@ def main() -> None:
             _interrupted()
         raise
     except Exception as error:
-        if came_of_interruption(error):
+        if _asked_to_stop.is_set():
             _interrupted()
         from pipeline.failures import TRACEBACK, one_line
 
@@ -67,8 +72,14 @@ def main() -> None:
 
 @contextmanager
 def interruptions_kept() -> Iterator[None]:
-    """Raises an interruption again that came in a callback of C code, which prints and drops what is raised there."""
+    """Notes an interruption, and raises it again if it came in a callback of C code, which prints and drops it."""
     printed, ignored = sys.excepthook, sys.unraisablehook
+    handler = signal.getsignal(signal.SIGINT)
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        _asked_to_stop.set()
+        if callable(handler):
+            handler(number, frame)
 
     def kept(kind: type[BaseException]) -> bool:
         dropped = issubclass(kind, KeyboardInterrupt)
@@ -82,24 +93,14 @@ def interruptions_kept() -> Iterator[None]:
 
     sys.excepthook = lambda kind, *raised: None if kept(kind) else printed(kind, *raised)
     sys.unraisablehook = on_ignored
+    if callable(handler):  # not where interruptions are ignored, as in the background of a script
+        signal.signal(signal.SIGINT, stop)
     try:
         yield
     finally:
+        if callable(handler):
+            signal.signal(signal.SIGINT, handler)
         sys.excepthook, sys.unraisablehook = printed, ignored
-
-
-def came_of_interruption(error: BaseException) -> bool:
-    """Whether an interruption is what the error was raised from: Beam raises an error of its own for it."""
-    seen: set[int] = set()  # libraries tie exceptions into circles
-    follow: list[BaseException | None] = [error]
-    while follow:
-        found = follow.pop()
-        if isinstance(found, KeyboardInterrupt):
-            return True
-        if found is not None and id(found) not in seen:
-            seen.add(id(found))
-            follow += [found.__cause__, found.__context__]
-    return False
 
 
 def _interrupted() -> NoReturn:

@@ -23,6 +23,9 @@ _PARQUET = (".parquet", ".pq")
 _CSV = (".csv", ".tsv", ".txt")
 _COMPRESSED = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd", ".lz4": "lz4"}
 _NOT_DATA = {"manifest.json"}
+# What reading a file raises that is damaged or of another kind than its name says, that holds what Arrow cannot read
+# (nested columns of large Parquet files), that cannot be opened, or that has another encoding: one error names the file.
+_UNREADABLE = (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError, UnicodeDecodeError)
 
 
 @dataclass(frozen=True)
@@ -109,8 +112,9 @@ def column_names(path: Path, dialect: CsvDialect | None = None) -> list[str]:
         if "Empty CSV file" in str(error):
             raise DataError(f"{path}: the file is empty, expected a header line with column names") from error
         raise _unreadable(path, error) from error
-    if max(_line_breaks(pa.array(names))) > dialect.max_line_breaks:
-        raise _swallowed(path, "header", max(_line_breaks(pa.array(names))), dialect)
+    breaks = int(_line_breaks(pa.array(names)).max())
+    if breaks > dialect.max_line_breaks:
+        raise _swallowed(path, "header", breaks, dialect)
     return names
 
 
@@ -351,9 +355,6 @@ def _refuse_other_files(path: str, folder: Path, others: list[Path]) -> None:
 
 def _readable() -> str:
     return f"{' or '.join((*_PARQUET, *_CSV))} (text also with {', '.join(_COMPRESSED)})"
-
-
-_UNREADABLE = (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError, UnicodeDecodeError)
 
 
 def _unreadable(path: Path, error: BaseException) -> DataError:

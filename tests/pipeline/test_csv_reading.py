@@ -5,6 +5,7 @@ import gzip
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from features.errors import ConfigError, DataError, UpnextError
@@ -178,4 +179,21 @@ def test_half_a_compressed_file_is_no_file(tmp_path):
     content = gzip.compress("".join(f"{n},{n * 7919 % 1000}\n" for n in range(10_000)).encode())
     path = write(tmp_path / "w.csv.gz", content[: len(content) // 2])
     with pytest.raises(DataError, match=r"w\.csv\.gz: cannot be read as CSV \(Truncated"):
+        rows_of(path)
+
+
+def test_a_file_of_another_encoding_than_the_one_given_is_named(tmp_path):
+    path = write(tmp_path / "w.csv", "user_id,video_id\nu,é\n")
+    with pytest.raises(DataError, match=r"w\.csv: cannot be read as CSV \('ascii' codec can't decode"):
+        rows_of(path, CsvDialect(encoding="ascii"))
+
+
+def test_a_file_that_arrow_has_no_way_to_read_is_named(tmp_path, monkeypatch):
+    def refuse(*arguments, **named):
+        raise pa.ArrowNotImplementedError("Nested data conversions not implemented for chunked array outputs")
+
+    path = tmp_path / "w.parquet"
+    pq.write_table(pa.table({"a": [1]}), path)
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", refuse)
+    with pytest.raises(DataError, match=r"w\.parquet: cannot be read as Parquet \(Nested data conversions"):
         rows_of(path)

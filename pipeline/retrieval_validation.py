@@ -44,7 +44,7 @@ def ranks(model: CandidateGenerator, columns: ExampleColumns, batch_size: int = 
     parts = []
     for batch in columns.ordered(batch_size):
         labels = tf.constant(batch[LABEL])
-        features = query_features(model, columns.at_serving(batch))
+        features = tower_inputs(model, columns.at_serving(batch))
         scores = model.class_scores(model.embed_queries(features), vectors, features)
         # The label's score is taken from the same product: another order of summation could differ in the last bit.
         own = tf.gather(scores, tf.maximum(labels - 1, 0), axis=1, batch_dims=1)
@@ -53,7 +53,7 @@ def ranks(model: CandidateGenerator, columns: ExampleColumns, batch_size: int = 
     return np.concatenate(parts)
 
 
-def query_features(model: CandidateGenerator, batch: Arrays) -> dict[str, tf.Tensor]:
+def tower_inputs(model: CandidateGenerator, batch: Arrays) -> dict[str, tf.Tensor]:
     """The columns of a batch that the query tower reads."""
     return {feature.name: tf.constant(batch[feature.name]) for feature in model.spec.side(Side.QUERY)}
 

@@ -8,7 +8,7 @@ from features.spec import Feature
 from models.candidate_generator import CandidateGenerator
 from pipeline.evaluation.retrieval_metrics import Scorer
 from pipeline.input_pipeline import ExampleColumns
-from pipeline.retrieval_validation import class_vectors, query_features
+from pipeline.retrieval_validation import class_vectors, tower_inputs
 
 _AT_ONCE = 65_536
 
@@ -63,7 +63,7 @@ def class_scorer(generator: CandidateGenerator, columns: ExampleColumns, num_vid
     features, vectors = columns.at_serving(columns.read()), class_vectors(generator)
 
     def scores(rows: slice) -> np.ndarray:
-        batch = query_features(generator, {name: values[rows] for name, values in features.items()})
+        batch = tower_inputs(generator, {name: values[rows] for name, values in features.items()})
         found = generator.class_scores(generator.embed_queries(batch), vectors, batch).numpy()
         return np.pad(found, [(0, 0), (0, num_videos - generator.num_classes)], constant_values=-np.inf)
 
@@ -72,5 +72,5 @@ def class_scorer(generator: CandidateGenerator, columns: ExampleColumns, num_vid
 
 def query_vectors(generator: CandidateGenerator, columns: ExampleColumns, batch_size: int = 4096) -> np.ndarray:
     """float32 `[rows, dimension]` in the order of the files; features with a serving value have it."""
-    batches = (query_features(generator, columns.at_serving(batch)) for batch in columns.ordered(batch_size))
+    batches = (tower_inputs(generator, columns.at_serving(batch)) for batch in columns.ordered(batch_size))
     return np.concatenate([generator.embed_queries(batch).numpy() for batch in batches])

@@ -48,7 +48,7 @@ from models.candidate_generator import LABEL, CandidateGenerator
 from pipeline.evaluation.bootstrap import Measurement, UserBootstrap
 from pipeline.evaluation.plots import new_plot
 from pipeline.input_pipeline import Arrays, ExampleColumns
-from pipeline.retrieval_validation import class_vectors, query_features
+from pipeline.retrieval_validation import class_vectors, tower_inputs
 from pipeline.run import GENERATOR, Run
 from pipeline.sources.truth import numbered_ids
 
@@ -242,7 +242,7 @@ def probabilities_by_age(model: CandidateGenerator, batch: Arrays, ages_s: np.nd
     vectors = class_vectors(model)
     rows = []
     for age_s in ages_s:
-        features = query_features(model, batch)
+        features = tower_inputs(model, batch)
         if FEATURE in features:
             features[FEATURE] = tf.fill(tf.shape(features[FEATURE]), tf.cast(age_s, tf.float32))
         logits = tf.matmul(model.query_embeddings(features), vectors, transpose_b=True)

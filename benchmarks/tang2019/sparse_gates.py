@@ -26,7 +26,7 @@ from pipeline.evaluation.plots import new_plot
 from pipeline.evaluation.retrieval_metrics import evaluate_ranks
 from pipeline.input_pipeline import ExampleColumns
 from pipeline.model_stages import fit_generator
-from pipeline.retrieval_validation import query_features
+from pipeline.retrieval_validation import tower_inputs
 from pipeline.run import SEQUENCES
 
 PENALTIES = (0.0, 0.1, 0.3)
@@ -49,7 +49,7 @@ def reproduce(request: Request) -> None:
         seconds = latencies(models, columns, REQUESTS if full else 5, TURNS if full else 1)
         gates = np.concatenate(
             [
-                trained.gate_values(query_features(trained, columns.at_serving(batch))).numpy()
+                trained.gate_values(tower_inputs(trained, columns.at_serving(batch))).numpy()
                 for batch in columns.ordered(4096)
             ]
         )
@@ -97,7 +97,7 @@ def latencies(
     towers = {
         threshold: tf.function(model.query_embeddings, reduce_retracing=True) for threshold, model in models.items()
     }
-    features = {threshold: query_features(model, batch) for threshold, model in models.items()}
+    features = {threshold: tower_inputs(model, batch) for threshold, model in models.items()}
     seconds: dict[float | None, list[float]] = {threshold: [] for threshold in models}
     for turn in range(turns + 1):
         for threshold, tower in towers.items():

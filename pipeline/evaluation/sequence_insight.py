@@ -24,7 +24,7 @@ from models.sequence_steps import WATCH_COUNT, WATCHED_VIDEOS
 from pipeline.evaluation.figures import Difference
 from pipeline.evaluation.plots import new_plot
 from pipeline.input_pipeline import Arrays, ExampleColumns
-from pipeline.retrieval_validation import class_vectors, query_features
+from pipeline.retrieval_validation import class_vectors, tower_inputs
 
 LENGTHS = (1, 10, 30, 100)
 """Histories are told apart by these least lengths."""
@@ -93,7 +93,7 @@ def gate_means(model: M3, columns: ExampleColumns, names: Mapping[str, Sequence[
     gates: list[np.ndarray] = []
     groups: dict[str, list[np.ndarray]] = {name: [] for name in (*names, WATCH_COUNT)}
     for batch in columns.ordered(4096):
-        gates.append(model.gate_values(query_features(model, columns.at_serving(batch))).numpy())
+        gates.append(model.gate_values(tower_inputs(model, columns.at_serving(batch))).numpy())
         for name, values in groups.items():
             values.append(batch[name])
     stacked = np.concatenate(gates)
@@ -142,7 +142,7 @@ def queries_without(model: SequenceGenerator, name: str, columns: ExampleColumns
     """float32 `[rows, d]` query vectors of examples in which a context feature is missing."""
     parts = []
     for batch in columns.ordered(4096):
-        features = without_context(model, name, query_features(model, columns.at_serving(batch)))
+        features = without_context(model, name, tower_inputs(model, columns.at_serving(batch)))
         parts.append(model.query_embeddings(features).numpy())
     return np.concatenate(parts)
 

@@ -24,7 +24,7 @@ _CSV = (".csv", ".tsv", ".txt")
 _COMPRESSED = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd", ".lz4": "lz4"}
 _NOT_DATA = {"manifest.json"}
 # What reading a file raises that is damaged or of another kind than its name says, that holds what Arrow cannot read
-# (nested columns of large Parquet files), that cannot be opened, or that has another encoding: one error names the file.
+# (nested columns of large Parquet files), that cannot be opened, or that has another encoding: one error names it.
 _UNREADABLE = (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError, UnicodeDecodeError)
 
 

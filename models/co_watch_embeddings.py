@@ -13,6 +13,7 @@ enters: bags are those of the training examples.
 """
 
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import numpy as np
 from pydantic import Field
@@ -20,6 +21,15 @@ from scipy.sparse import csr_matrix, diags
 from scipy.sparse.linalg import svds
 
 from features.settings import Settings
+
+
+class StartVectors(NamedTuple):
+    """Of all videos, float32 `[num_videos + 1, dimension]` each, row 0 zero."""
+
+    watched: np.ndarray
+    """Input vectors, of what was watched."""
+    following: np.ndarray
+    """Output vectors, of what may come next."""
 
 
 class CoWatchConfig(Settings):
@@ -33,7 +43,7 @@ class CoWatchConfig(Settings):
 
 def co_watch_embeddings(
     users: np.ndarray, rows: np.ndarray, num_videos: int, dimension: int, config: CoWatchConfig
-) -> np.ndarray:
+) -> StartVectors:
     """Vectors whose dot products rise with the number of users two videos share.
 
     Args:
@@ -44,8 +54,8 @@ def co_watch_embeddings(
       config: normalisation and scale.
 
     Returns:
-      float32 `[num_videos + 1, dimension]`; row 0 and rows of videos without an entry are zero. So are the last
-      dimensions where there are no more users or videos than dimensions.
+      The same vectors for both sides; those of videos without an entry are zero. So are the last dimensions where there
+      are no more users or videos than dimensions.
     """
     kept = rows > 0
     pairs = np.unique(np.stack([users[kept], rows[kept] - 1]), axis=1)
@@ -54,7 +64,7 @@ def co_watch_embeddings(
     embeddings = np.zeros((num_videos + 1, dimension), np.float32)
     rank = min(dimension, num_users - 1, num_videos - 1)  # svds finds no more
     if rank < 1:
-        return embeddings
+        return StartVectors(embeddings, embeddings)
     matrix = csr_matrix((np.ones(len(user)), (user, pairs[1])), shape=(num_users, num_videos))
     videos_of_user = np.asarray(matrix.sum(axis=1)).ravel()
     users_of_video = np.asarray(matrix.sum(axis=0)).ravel()
@@ -65,7 +75,7 @@ def co_watch_embeddings(
     vectors = components[::-1].T  # the leading one first
     vectors *= np.where(vectors[np.abs(vectors).argmax(axis=0), np.arange(rank)] < 0, -1, 1)  # signs are arbitrary
     embeddings[1:, :rank] = vectors * config.scale * np.sqrt(num_videos)
-    return embeddings
+    return StartVectors(embeddings, embeddings)
 
 
 def entries_of_bags(

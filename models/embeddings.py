@@ -97,11 +97,7 @@ class EmbeddingTable(tf_keras.layers.Layer):
         """
         # Padding is gathered too and weighs nothing: leaving it out would make shapes dynamic, and XLA then computes
         # wrong sparse gradients without a word.
-        known = tf.cast(rows != 0, tf.float32)
-        weights = tf.math.divide_no_nan(known, tf.reduce_sum(known, axis=-1, keepdims=True))
-        vectors = tf.nn.embedding_lookup(self.embeddings, rows)
-        average = tf.squeeze(tf.matmul(weights[..., tf.newaxis, :], vectors), axis=-2)
-        return tf.cast(average, self.compute_dtype)
+        return tf.cast(average(rows, tf.nn.embedding_lookup(self.embeddings, rows)), self.compute_dtype)
 
     def get_config(self) -> dict[str, Any]:
         return {
@@ -111,6 +107,13 @@ class EmbeddingTable(tf_keras.layers.Layer):
             "stddev": self.stddev,
             "mean": self.mean,
         }
+
+
+def average(rows: tf.Tensor, vectors: tf.Tensor) -> tf.Tensor:
+    """Of vectors whose rows are not 0: `[..., length]` int32 and `[..., length, d]` -> `[..., d]`; zeros of none."""
+    known = tf.cast(rows != 0, vectors.dtype)
+    weights = tf.math.divide_no_nan(known, tf.reduce_sum(known, axis=-1, keepdims=True))
+    return tf.squeeze(tf.matmul(weights[..., tf.newaxis, :], vectors), axis=-2)
 
 
 class SharedEmbeddings(tf_keras.layers.Layer):

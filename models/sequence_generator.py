@@ -33,6 +33,7 @@ from models.candidate_generator import (
     CandidateGenerator,
     replica_mean,
 )
+from models.co_watch_embeddings import StartVectors
 from models.context_features import (
     ConcatenatedContext,
     ContextFeature,
@@ -281,15 +282,11 @@ class SequenceGenerator(CandidateGenerator):
         self.cross_entropy.update_state(losses, sample_weight=weights)
         return replica_mean(losses, weights)
 
-    def start_from(self, video_vectors: np.ndarray) -> None:
-        """Sets the embeddings of watched videos and the video vectors before training.
-
-        Args:
-          video_vectors: float32 `[num_classes + 1, dimension]`, row 0 zero (`models/co_watch_embeddings.py`).
-        """
-        for table in (self.video_table, self.watch_table):
-            if table.dimension == video_vectors.shape[1]:
-                table.embeddings.assign(video_vectors)
+    def start_from(self, vectors: StartVectors) -> None:
+        """Sets the embeddings of watched videos and the video vectors before training, those of their dimension."""
+        for table, start in ((self.watch_table, vectors.watched), (self.video_table, vectors.following)):
+            if table.dimension == start.shape[1]:
+                table.embeddings.assign(start)
 
     def description(self) -> dict[str, Any]:
         """What `from_description` needs besides the specification and the weights; JSON-serialisable."""

@@ -7,7 +7,8 @@ own, "a separate output video embedding". Query and video vector meet in a dot p
 Beyond the paper, attributes of a video (uploader, topics, ...) may be added to its output vector:
 v = E_out[video] + Σ over attributes of the average of E_attribute[rows]. E_out of a video without a class is zero, so
 that a new video has a vector before its first watch. In training E_out can be dropped at random (`id_dropout`), which
-makes the attribute vectors stand alone as they have to for new videos.
+makes the attribute vectors stand alone as they have to for new videos. And the last watches may have a way of their own
+into the query vector (`transitions`, see `models/factorized_transitions.py`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,7 +23,9 @@ from features.errors import ConfigError
 from features.settings import Settings
 from features.spec import Feature, FeatureSpec, Kind, Side
 from models.candidate_generator import CandidateGenerator
-from models.embeddings import EmbeddingTable, SharedEmbeddings, embedding_dimension
+from models.co_watch_embeddings import StartVectors
+from models.embeddings import EmbeddingTable, SharedEmbeddings, average, embedding_dimension
+from models.factorized_transitions import FactorizedTransitions, longest_history
 from models.sampled_softmax import Loss, softmax_loss
 from models.samplers import NegativeSamplerConfig
 from models.scaling import powers, scale
@@ -43,6 +46,11 @@ class TwoTowerConfig(Settings):
         default=False,
         description="end in a linear layer above the ReLU layers, so that query vectors have both signs; the paper "
         "ends in the last ReLU layer. Needed where output embeddings start from co-watches",
+    )
+    transitions: bool = Field(
+        default=False,
+        description="add the last watches to the query vector, each weighted by its place "
+        "(`models/factorized_transitions.py`); needs `projection`",
     )
     large_id_spaces: tuple[str, ...] = Field(
         default=("video", "search_token"), description="id spaces embedded with `dimension` floats each"
@@ -74,6 +82,15 @@ class TwoTowerConfig(Settings):
             raise ValueError(
                 f"widths {self.widths} do not fit depth {self.depth} and dimension {self.dimension}: "
                 "give one width per layer, the last equal to dimension"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _transitions_find_vectors_of_both_signs(self) -> Self:
+        if self.transitions and not (self.projection and "video" in self.large_id_spaces):
+            raise ValueError(
+                "transitions add input vectors of videos to the query vector: set projection to true, and leave "
+                "'video' in large_id_spaces so that both have `dimension` numbers"
             )
         return self
 
@@ -208,11 +225,17 @@ class TwoTower(CandidateGenerator):
         self.input_dropout = tf_keras.layers.Dropout(config.dropout)
         width = sum(self._width(feature.name) for feature in self.inputs_of_tower)
         self.hidden = []
-        for units, activation in config.layers:
-            layer = tf_keras.layers.Dense(units, activation=activation)
+        for place, (units, activation) in enumerate(config.layers, start=1):
+            adds = config.transitions and place == len(config.layers)  # to the transitions, bit by bit
+            layer = tf_keras.layers.Dense(
+                units, activation=activation, kernel_initializer="zeros" if adds else "glorot_uniform"
+            )
             layer.build((None, width))
             self.hidden.append(layer)
             width = units
+        self.transitions: FactorizedTransitions | None = None
+        if config.transitions:
+            self.transitions = FactorizedTransitions(longest_history(self.inputs_of_tower))
 
         given = class_attributes or {}
         attributes = [feature for feature in spec.side(Side.IMPRESSION) if feature.name in given]
@@ -232,7 +255,8 @@ class TwoTower(CandidateGenerator):
         return 3 if name in self.config.power_features else 1
 
     def query_embeddings(self, features: Mapping[str, tf.Tensor], training: bool = False) -> tf.Tensor:
-        parts = []
+        parts: list[tf.Tensor] = []
+        followed: tf.Tensor | None = None
         for feature in self.inputs_of_tower:
             values = features[feature.name]
             if feature.kind == Kind.CONTINUOUS:
@@ -242,14 +266,24 @@ class TwoTower(CandidateGenerator):
             if training and feature.multivalent and self.config.history_dropout:
                 kept = tf.random.uniform(tf.shape(values)) >= self.config.history_dropout
                 values = tf.where(kept, values, 0)
-            parts.append(self.embeddings(feature, values))
+            if self.transitions is not None and feature == self.transitions.bag:
+                vectors = tf.nn.embedding_lookup(self.embeddings.table(feature).embeddings, values)  # once for both
+                followed = self.transitions(values, vectors)
+                parts.append(average(values, vectors))
+            else:
+                parts.append(self.embeddings(feature, values))
+        queries = self._tower(parts, training)
+        if followed is not None:
+            queries += tf.cast(self.input_dropout(followed, training=training), tf.float32)
+        return tf.math.l2_normalize(queries, axis=1) / self.config.temperature if self.config.normalized else queries
+
+    def _tower(self, parts: Sequence[tf.Tensor], training: bool) -> tf.Tensor:
         columns = [part if part.shape.rank == 2 else part[:, tf.newaxis] for part in parts]
         dtype = self.embeddings.compute_dtype
         activations = self.input_dropout(tf.concat([tf.cast(c, dtype) for c in columns], axis=1), training=training)
         for layer in self.hidden:
             activations = layer(activations)
-        queries = tf.cast(activations, tf.float32)
-        return tf.math.l2_normalize(queries, axis=1) / self.config.temperature if self.config.normalized else queries
+        return tf.cast(activations, tf.float32)
 
     def class_embeddings(self, rows: tf.Tensor, training: bool = False) -> tf.Tensor:
         return self.video_tower(rows, self.video_tower.attributes_of(rows), training=training)
@@ -262,21 +296,15 @@ class TwoTower(CandidateGenerator):
     def video_attributes(self) -> tuple[str, ...]:
         return tuple(self.video_tower.attribute_rows)
 
-    def start_from(self, video_vectors: np.ndarray) -> None:
-        """Sets the input and output embeddings of videos before training (`models/co_watch_embeddings.py`).
+    def start_from(self, vectors: StartVectors) -> None:
+        """Sets the input and output embeddings of videos before training.
 
         Input embeddings of another dimension (`large_id_spaces` without `video`) start as they are.
-
-        Args:
-          video_vectors: float32 `[num_classes + 1, dimension]`, row 0 zero.
         """
-        tables = [
-            self.video_tower.video_table,
-            *(table for space, table in self.embeddings.tables.items() if space == "video"),
-        ]
-        for table in tables:
-            if table.dimension == video_vectors.shape[1]:
-                table.embeddings.assign(video_vectors)
+        self.video_tower.video_table.embeddings.assign(vectors.following)
+        table = self.embeddings.tables.get("video")
+        if table is not None and table.dimension == self.dimension:
+            table.embeddings.assign(vectors.watched)
 
     def description(self) -> dict[str, Any]:
         """What `from_description` needs besides the specification and the weights; JSON-serialisable."""

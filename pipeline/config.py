@@ -27,6 +27,7 @@ from models.ranker import RankerConfig
 from models.sampled_softmax import Loss
 from models.sequence_baselines import BagOfWatchesConfig, CaserConfig
 from models.sequence_generator import SequenceConfig
+from models.transition_embeddings import TransitionStartConfig
 from models.two_tower import TwoTowerConfig
 from pipeline.builtin_configurations import About
 from pipeline.evaluation.bootstrap import BootstrapConfig
@@ -98,6 +99,9 @@ class GeneratorConfig(Settings):
     co_watch_start: CoWatchConfig | None = Field(
         default=None, description="start the video embeddings from co-watches; null: from random values"
     )
+    transition_start: TransitionStartConfig | None = Field(
+        default=None, description="start them from what is watched after what, in place of co-watches"
+    )
     training: TrainingConfig = TrainingConfig()
 
     @model_validator(mode="before")
@@ -123,6 +127,12 @@ class GeneratorConfig(Settings):
             )
         changes = {name: setting for name, setting in model.items() if name != "preset"}
         return {**value, "model": {**presets[model["preset"]].model_dump(), **changes}}
+
+    @model_validator(mode="after")
+    def _starts_once(self) -> "GeneratorConfig":
+        if self.co_watch_start is not None and self.transition_start is not None:
+            raise ValueError("co_watch_start and transition_start exclude each other: set one of them to null")
+        return self
 
     @model_validator(mode="after")
     def _sequences_are_not_compiled(self) -> "GeneratorConfig":

@@ -2,11 +2,8 @@
 
 import numpy as np
 import pytest
-import tensorflow as tf
 
-from features.spec import Feature, FeatureSpec, Kind, Side
 from models.co_watch_embeddings import CoWatchConfig, co_watch_embeddings, entries_of_bags
-from models.two_tower import TwoTower, TwoTowerConfig
 
 
 def blocks(num_users: int = 40, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -17,8 +14,14 @@ def blocks(num_users: int = 40, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     return users, rows.astype(np.int32)
 
 
+def vectors_of(users: np.ndarray, rows: np.ndarray, num_videos: int, dimension: int, config: CoWatchConfig):
+    watched, following = co_watch_embeddings(users, rows, num_videos, dimension, config)
+    np.testing.assert_array_equal(watched, following)
+    return watched
+
+
 def test_videos_of_the_same_users_are_closer_than_others() -> None:
-    vectors = co_watch_embeddings(*blocks(), 20, 4, CoWatchConfig())[1:]
+    vectors = vectors_of(*blocks(), 20, 4, CoWatchConfig())[1:]
     unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     cosines = unit @ unit.T
     assert cosines[:10, :10].mean() > cosines[:10, 10:].mean() + 0.1
@@ -30,42 +33,42 @@ def test_leading_vectors_equal_a_dense_factorization() -> None:
     dense[users, rows - 1] = 1
     normalised = dense / np.sqrt(dense.sum(1, keepdims=True)) / np.sqrt(dense.sum(0) + 10)
     expected = np.linalg.svd(normalised)[2][:3].T * 0.3 * np.sqrt(20)
-    found = co_watch_embeddings(users, rows, 20, 3, CoWatchConfig())[1:]
+    found = vectors_of(users, rows, 20, 3, CoWatchConfig())[1:]
     np.testing.assert_allclose(found @ found.T, expected @ expected.T, atol=1e-5)
 
 
 def test_scale_is_the_root_mean_square_of_the_values() -> None:
-    vectors = co_watch_embeddings(*blocks(), 20, 4, CoWatchConfig(scale=0.2))[1:]
+    vectors = vectors_of(*blocks(), 20, 4, CoWatchConfig(scale=0.2))[1:]
     assert np.sqrt(np.mean(vectors**2)) == pytest.approx(0.2, rel=1e-5)
 
 
 def test_out_of_vocabulary_repeats_and_order_change_nothing() -> None:
     users, rows = blocks()
-    expected = co_watch_embeddings(users, rows, 20, 4, CoWatchConfig())
+    expected = vectors_of(users, rows, 20, 4, CoWatchConfig())
     more_users, more_rows = np.concatenate([users, users[:7], users]), np.concatenate([rows, rows[:7], 0 * rows])
     order = np.random.default_rng(1).permutation(len(more_users))
     np.testing.assert_allclose(
-        co_watch_embeddings(more_users[order], more_rows[order], 20, 4, CoWatchConfig()), expected, atol=1e-5
+        vectors_of(more_users[order], more_rows[order], 20, 4, CoWatchConfig()), expected, atol=1e-5
     )
 
 
 def test_row_0_and_unseen_videos_are_zero() -> None:
-    vectors = co_watch_embeddings(*blocks(), 25, 4, CoWatchConfig())
+    vectors = vectors_of(*blocks(), 25, 4, CoWatchConfig())
     assert not vectors[0].any()
     np.testing.assert_allclose(vectors[21:], 0, atol=1e-6)
 
 
 def test_what_few_users_cannot_fill_is_zero() -> None:
     users, rows = np.repeat(np.arange(3), 2), np.array([1, 2, 2, 3, 3, 1], np.int32)
-    vectors = co_watch_embeddings(users, rows, 20, 4, CoWatchConfig())
-    np.testing.assert_allclose(vectors[:, :2], co_watch_embeddings(users, rows, 20, 2, CoWatchConfig()), atol=1e-6)
+    vectors = vectors_of(users, rows, 20, 4, CoWatchConfig())
+    np.testing.assert_allclose(vectors[:, :2], vectors_of(users, rows, 20, 2, CoWatchConfig()), atol=1e-6)
     assert vectors[1:4, :2].any(axis=1).all() and not vectors[:, 2:].any()
 
 
 @pytest.mark.parametrize("users", [[], [0]])
 def test_one_user_or_none_tells_nothing_of_co_watches(users: list[int]) -> None:
     rows = np.ones(len(users), np.int32)
-    assert not co_watch_embeddings(np.array(users, int), rows, 20, 4, CoWatchConfig()).any()
+    assert not vectors_of(np.array(users, int), rows, 20, 4, CoWatchConfig()).any()
 
 
 def test_entries_name_the_user_of_every_item() -> None:
@@ -73,25 +76,3 @@ def test_entries_name_the_user_of_every_item() -> None:
     users, rows = entries_of_bags(np.array(["b", "a", "b"]), bags)
     assert users.tolist() == [1, 1, 1, 1, 0, 1]
     assert rows.tolist() == [5, 6, 7, 1, 2, 3]
-
-
-WATCHED = Feature("watched", Kind.CATEGORICAL, Side.QUERY, "history.watched_video_ids", "video", 5)
-
-
-def test_input_embeddings_of_another_dimension_start_as_they_are() -> None:
-    config = TwoTowerConfig(dimension=8, depth=0, large_id_spaces=())
-    model = TwoTower(config, FeatureSpec((WATCHED,)), {"video": 20})
-    before = model.embeddings(WATCHED, tf.constant([[3, 0, 0, 0, 0]]))
-    assert before.shape == [1, 7]  # 1.6 times the binary logarithm of 20
-    vectors = np.arange(21 * 8, dtype=np.float32).reshape(21, 8)
-    model.start_from(vectors)
-    np.testing.assert_array_equal(model.class_embeddings(tf.range(1, 21)), vectors[1:])
-    np.testing.assert_array_equal(model.embeddings(WATCHED, tf.constant([[3, 0, 0, 0, 0]])), before)
-
-
-def test_a_two_tower_model_starts_from_them_on_both_sides() -> None:
-    model = TwoTower(TwoTowerConfig(dimension=4, depth=0), FeatureSpec((WATCHED,)), {"video": 20})
-    vectors = co_watch_embeddings(*blocks(), 20, 4, CoWatchConfig())
-    model.start_from(vectors)
-    np.testing.assert_array_equal(model.class_embeddings(tf.range(1, 21)), vectors[1:])
-    np.testing.assert_array_equal(model.embeddings(WATCHED, tf.constant([[3, 0, 0, 0, 0]])), vectors[3:4])

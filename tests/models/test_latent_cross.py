@@ -11,6 +11,7 @@ import tf_keras
 from features.errors import ConfigError
 from features.spec import FeatureSpec
 from models.candidate_generator import STEP_LABELS, STEP_WEIGHTS
+from models.co_watch_embeddings import StartVectors
 from models.context_features import ContextFeature, Use
 from models.latent_cross import PRESETS, LatentCross, LatentCrossConfig
 from models.lazy_adam import LazyAdam
@@ -259,9 +260,9 @@ def test_shared_embeddings_are_the_video_vectors():
 
 def test_given_vectors_start_both_tables():
     model = small()
-    vectors = np.arange(32, dtype=np.float32).reshape(8, 4)
-    model.start_from(vectors)
-    np.testing.assert_array_equal(model.watch_table(tf.constant([3])), [[12, 13, 14, 15]])
+    following = np.arange(32, dtype=np.float32).reshape(8, 4)
+    model.start_from(StartVectors(following + 100, following))
+    np.testing.assert_array_equal(model.watch_table(tf.constant([3])), [[112, 113, 114, 115]])
     np.testing.assert_array_equal(model.video_embeddings({"video": tf.constant([2, 0])}), [[8, 9, 10, 11], [0] * 4])
 
 

@@ -1,0 +1,95 @@
+"""Initial video embeddings from transitions: a truncated factorization of what is watched after what.
+
+As `models/co_watch_embeddings.py`, but in order. Input vectors a and output vectors b start from the leading singular
+vectors of damped counts of transitions,
+
+    D_from^(-power) · C · D_to^(-power) ≈ A · Bᵀ,    C[i, j] = Σ γ^(k-1) over the times j was the k-th watch after i,
+
+with D = (the sums of C by row, by column) + shrinkage on the diagonal. Unlike "watched by the same users", what comes
+next is not what came before, and no video follows itself (C[i, i] = 0). Labels train the vectors from there on. No
+label of validation or test enters: histories are those of the training examples.
+"""
+
+import numpy as np
+from pydantic import Field
+from scipy.sparse import coo_matrix, csr_matrix, diags
+from scipy.sparse.linalg import svds
+
+from features.settings import Settings
+from models.co_watch_embeddings import StartVectors
+
+_FAINTEST = 0.01  # γ^(k-1) below it counts for nothing
+
+
+class TransitionStartConfig(Settings):
+    """How transitions become vectors."""
+
+    decay: float = Field(default=0.8, gt=0, lt=1, description="γ, from one watch after a video to the next one")
+    power: float = Field(default=0.5, ge=0, le=1, description="how strongly frequent videos are damped")
+    shrinkage: float = Field(default=10.0, ge=0, description="added to the sums of every video; damps rare videos")
+    scale: float = Field(default=0.2, gt=0, description="root mean square of the values of the vectors")
+    seed: int = Field(default=0, ge=0, description="of the iteration's start")
+
+
+def transition_counts(
+    rows: np.ndarray, lengths: np.ndarray, counted: np.ndarray, num_videos: int, decay: float
+) -> csr_matrix:
+    """C of the module's text.
+
+    Args:
+      rows: int32 `[n]`, the watches of all sequences one after the other, oldest first, as rows in 1..num_videos; 0
+        (out of vocabulary) has a place, but is no transition.
+      lengths: int `[sequences]`, which add up to n.
+      counted: bool `[n]`, the watches that transitions to are counted of.
+      num_videos: size of the vocabulary.
+      decay: γ, in (0, 1).
+
+    Returns:
+      float64 `[num_videos, num_videos]`, row and column v - 1 of video v.
+    """
+    sequence = np.repeat(np.arange(len(lengths)), lengths)
+    total = csr_matrix((num_videos, num_videos))
+    furthest = int(np.log(_FAINTEST) / np.log(decay)) + 1
+    for steps in range(1, min(furthest, int(lengths.max(initial=0)) - 1) + 1):
+        before, after = rows[:-steps], rows[steps:]
+        kept = (
+            (sequence[:-steps] == sequence[steps:]) & counted[steps:] & (before > 0) & (after > 0) & (before != after)
+        )
+        weight = np.full(np.count_nonzero(kept), decay ** (steps - 1))
+        total += coo_matrix((weight, (before[kept] - 1, after[kept] - 1)), shape=total.shape).tocsr()
+    return total
+
+
+def transition_embeddings(transitions: csr_matrix, dimension: int, config: TransitionStartConfig) -> StartVectors:
+    """Vectors whose dot products rise with how often the second video is watched after the first.
+
+    Args:
+      transitions: `[num_videos, num_videos]` counts, see `transition_counts`.
+      dimension: length of a vector.
+      config: normalisation and scale.
+
+    Returns:
+      The vectors; those of videos without a transition are zero. So are the last dimensions where there are no more
+      videos than dimensions.
+    """
+    num_videos = transitions.shape[0]
+    start = StartVectors(*(np.zeros((num_videos + 1, dimension), np.float32) for _ in StartVectors._fields))
+    rank = min(dimension, num_videos - 1)  # svds finds no more
+    if rank < 1 or not transitions.nnz:
+        return start
+    damping = (
+        diags(
+            (np.asarray(transitions.sum(axis=axis)).ravel() + max(config.shrinkage, np.finfo(float).tiny))
+            ** -config.power
+        )
+        for axis in (1, 0)
+    )
+    normalised = next(damping) @ transitions @ next(damping)
+    first = np.random.default_rng(config.seed).standard_normal(num_videos)
+    left, strengths, right = svds(normalised, k=rank, v0=first)
+    left, strengths, right = left[:, ::-1], strengths[::-1], right[::-1].T  # the leading one first
+    signs = np.where(left[np.abs(left).argmax(axis=0), np.arange(rank)] < 0, -1, 1)  # svds' are arbitrary
+    for vectors, side in zip(start, (left, right), strict=True):
+        vectors[1:, :rank] = side * signs * np.sqrt(strengths)
+        vectors *= config.scale / np.sqrt(np.mean(vectors[1:] ** 2))
+    return start

@@ -9,6 +9,8 @@ from pydantic import Field, ValidationError, model_validator
 
 from features.errors import ConfigError
 from features.settings import Settings
+from models.co_watch_embeddings import CoWatchConfig
+from models.transition_embeddings import TransitionStartConfig
 from models.two_tower import TwoTowerConfig
 from pipeline.config import PRESETS, GeneratorConfig, RunConfig
 from pipeline.config_file import read, read_run, write_run
@@ -160,16 +162,24 @@ def test_a_run_whose_generator_could_not_be_exported_is_refused_before_training(
         RunConfig.model_validate({"generators": {"rnn": {"model": model}}})
 
 
-def test_a_generator_without_a_model_starts_from_co_watches_and_a_given_model_is_taken_as_it_is(path: Path) -> None:
+def test_a_generator_without_a_model_starts_from_transitions_and_a_given_model_is_taken_as_it_is(path: Path) -> None:
     path.write_text("name: logs\n")
     for overrides, epochs in (([], 30), (["generators.two_tower.training.epochs=3"], 3)):
         generator = read(RunConfig, str(path), overrides).generators["two_tower"]
-        assert generator.co_watch_start is not None
-        assert generator.model == TwoTowerConfig(depth=1, projection=True, dropout=0.2)
+        assert (generator.transition_start, generator.co_watch_start) == (TransitionStartConfig(), None)
+        assert generator.model == TwoTowerConfig(dimension=128, depth=1, projection=True, transitions=True, dropout=0.2)
         assert generator.training == TrainingConfig(batch_size=512, epochs=epochs, patience=3)
     given = GeneratorConfig.model_validate({"model": {"dimension": 32}})
-    assert (given.model, given.co_watch_start) == (TwoTowerConfig(dimension=32), None)
+    assert given.model == TwoTowerConfig(dimension=32)
+    assert (given.transition_start, given.co_watch_start) == (None, None)
     assert given.training == TrainingConfig()
+
+
+def test_a_start_that_is_given_takes_the_place_of_the_default_one_and_two_are_refused() -> None:
+    given = GeneratorConfig.model_validate({"co_watch_start": {"scale": 0.1}})
+    assert (given.transition_start, given.co_watch_start) == (None, CoWatchConfig(scale=0.1))
+    with pytest.raises(ValidationError, match="co_watch_start and transition_start exclude each other"):
+        GeneratorConfig.model_validate({"co_watch_start": {}, "transition_start": {}})
 
 
 @pytest.mark.parametrize(

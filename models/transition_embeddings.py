@@ -47,14 +47,15 @@ def transition_counts(
     Returns:
       float64 `[num_videos, num_videos]`, row and column v - 1 of video v.
     """
-    sequence = np.repeat(np.arange(len(lengths)), lengths)
+    starts = np.cumsum(lengths) - lengths
+    at = np.flatnonzero(counted & (rows > 0))
+    place = at - starts[np.searchsorted(starts, at, side="right") - 1]
     total = csr_matrix((num_videos, num_videos))
     furthest = int(np.log(_FAINTEST) / np.log(decay)) + 1
-    for steps in range(1, min(furthest, int(lengths.max(initial=0)) - 1) + 1):
-        before, after = rows[:-steps], rows[steps:]
-        kept = (
-            (sequence[:-steps] == sequence[steps:]) & counted[steps:] & (before > 0) & (after > 0) & (before != after)
-        )
+    for steps in range(1, min(furthest, int(place.max(initial=0))) + 1):
+        at, place = at[place >= steps], place[place >= steps]
+        before, after = rows[at - steps], rows[at]
+        kept = (before > 0) & (before != after)
         weight = np.full(np.count_nonzero(kept), decay ** (steps - 1))
         total += coo_matrix((weight, (before[kept] - 1, after[kept] - 1)), shape=total.shape).tocsr()
     return total

@@ -30,6 +30,7 @@ from features.candidate_examples import (
 )
 from features.encoding import Encoder, load_encoder
 from features.errors import ArtifactError, DataError
+from features.event_windows import ORDER_ONLY
 from features.example_reader import SPEC
 from features.feature_columns import source_columns
 from features.feature_lists import DEFAULTS, FeatureListConfig
@@ -37,7 +38,7 @@ from features.ranking_examples import RankingExamplesConfig, ranking_examples, r
 from features.sequence_examples import SequenceExamplesConfig, SequenceLabels, sequence_labels
 from features.shards import Shard, num_shards, read_shard, shard_columns
 from features.spec import FeatureSpec, Model, write_specs
-from features.splits import PARTS, Part, Split
+from features.splits import PARTS, Part, Split, iso_time
 from features.vocabulary import serving_rows
 
 ROW_GROUP_ROWS = 1 << 16
@@ -210,7 +211,7 @@ def build_examples(
 
     Raises:
       ArtifactError: the shards do not hold the table that examples are made of.
-      DataError: no training example remains, or the counts do not add up.
+      DataError: no training example remains, none for the test of a candidate generator, or the counts do not add up.
     """
     columns = shard_columns(shards)
     if job.event_table not in columns:
@@ -235,6 +236,8 @@ def build_examples(
         manifest["serving_rows"] = serving_rows(job.spec, load_encoder(features).vocabularies)
         manifest.update(_gather(folder, shard_numbers))
         _check_counts(output, manifest)
+        if not isinstance(job, RankingExamplesJob):
+            _require_test_labels(output, manifest, job.split)
     return read_manifest(output)
 
 
@@ -293,6 +296,7 @@ class _WriteExamples(_OnShards):
             "kept": {part.folder: kept[part] for part in PARTS},
             "left_out": dict(examples.left_out),
             "totals": totals.as_json(),
+            "last_us": int(events.time_us.max(initial=ORDER_ONLY)),
         }
         _counts_file(self._folder, shard).write_text(json.dumps(counts))
 
@@ -324,6 +328,7 @@ def _counts_file(folder: Path, shard: int) -> Path:
 def _gather(folder: Path, shards: Iterable[int]) -> dict[str, Any]:
     """Adds up the shards' counts, whose files it removes."""
     total: dict[str, Any] = {"read": 0, "kept": {part.folder: 0 for part in PARTS}, "left_out": {}}
+    last_us = ORDER_ONLY
     for shard in shards:
         counts = json.loads(_counts_file(folder, shard).read_text())
         _counts_file(folder, shard).unlink()
@@ -332,7 +337,9 @@ def _gather(folder: Path, shards: Iterable[int]) -> dict[str, Any]:
             for name, count in counts[kind].items():
                 total[kind][name] = total[kind].get(name, 0) + count
         totals = counts["totals"]
-    return {"counts": total, "t_max_us": totals["t_max_us"], "refit_t_max_us": totals["refit_t_max_us"]}
+        last_us = max(last_us, counts["last_us"])
+    times = {"t_max_us": totals["t_max_us"], "refit_t_max_us": totals["refit_t_max_us"], "last_us": last_us}
+    return {"counts": total, **times}
 
 
 def _check_counts(output: Path, manifest: Mapping[str, Any]) -> None:
@@ -343,8 +350,29 @@ def _check_counts(output: Path, manifest: Mapping[str, Any]) -> None:
             f"{output}: {counts['read']} rows read but {told} kept or left out; this is a defect, report it"
         )
     if counts["kept"]["train"] == 0:
-        reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(counts["left_out"].items()))
         raise DataError(
-            f"{output}: no training example among {counts['read']} rows ({reasons or 'the table is empty'}); "
+            f"{output}: no training example among {counts['read']} rows ({_reasons(counts)}); "
             "check the split's t0, test_days and validation_days against the log"
         )
+
+
+def _require_test_labels(output: Path, manifest: Mapping[str, Any], split: Split) -> None:
+    """Raises DataError where nothing could be tested, before hours are spent on training."""
+    counts = manifest["counts"]
+    if counts["kept"]["test"]:
+        return
+    last_us = manifest["last_us"]
+    last = "no watch has a time" if last_us == ORDER_ONLY else f"the last watch is of {iso_time(last_us)}"
+    by_time = split.test_start_us > ORDER_ONLY + 1
+    starts = f"t0 is {iso_time(split.t0_us)} and tests start at {iso_time(split.test_start_us)}, " if by_time else ""
+    changes = ["an earlier split.t0 (or more split.test_days), a shorter split.gap_hours"] if by_time else []
+    changes += ["a greater split.test_user_share"] if split.test_user_share else []
+    raise DataError(
+        f"{output}: no test label among {counts['read']} watches ({_reasons(counts)}): {starts}{last}; "
+        f"set {' or '.join(changes)}"
+    )
+
+
+def _reasons(counts: Mapping[str, Any]) -> str:
+    reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(counts["left_out"].items()))
+    return reasons or "none was left out"

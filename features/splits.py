@@ -189,8 +189,8 @@ def resolve(config: SplitConfig, max_timestamp_us: int) -> Split:
     test_start_us = ORDER_ONLY + 1 if t0_us is None else t0_us + round(config.gap_hours * _HOUR_US)
     if test_start_us > max_timestamp_us:
         raise ConfigError(
-            f"split: test labels would start at {_iso(test_start_us)} but the log ends at {_iso(max_timestamp_us)}; "
-            "set an earlier t0, more test_days or a shorter gap_hours"
+            f"split: test labels would start at {iso_time(test_start_us)} but the log ends at "
+            f"{iso_time(max_timestamp_us)}; set an earlier t0, more test_days or a shorter gap_hours"
         )
     return Split(
         validation_start_us,
@@ -216,5 +216,6 @@ def _t0_us(config: SplitConfig, max_timestamp_us: int) -> int | None:
     return (last_local_day - config.test_days + 1) * _DAY_US - offset_us
 
 
-def _iso(time_us: int) -> str:
+def iso_time(time_us: int) -> str:
+    """A moment for messages, UTC."""
     return (datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=time_us)).isoformat()

@@ -142,6 +142,26 @@ def test_a_set_without_training_examples_is_refused_and_not_published(run: Run, 
     assert not (tmp_path / "set").exists()
 
 
+@pytest.mark.parametrize("share", [0.0, 1e-9])
+def test_a_set_without_test_labels_is_refused_and_told_beside_the_end_of_the_log(
+    run: Run, tmp_path: Path, share: float
+) -> None:
+    times = run.tables["watches"]["timestamp"].cast(pa.int64()).to_numpy()
+    last = np.datetime64(int(times.max()), "us").astype(str)
+    late = dataclasses.replace(run.split, test_start_us=int(times.max()) + 1, test_user_share=share)
+    job = CandidateExamplesJob(run.specs["candidate_generator"], late)
+    with pytest.raises(DataError, match=rf"no test label among {len(times)} watches") as caught:
+        build_examples(job, run.shards, run.features, tmp_path / "set")
+    message = str(caught.value)
+    t0 = np.datetime64(run.split.t0_us, "us").astype("datetime64[s]")
+    assert f"t0 is {t0}" in message
+    assert f"the last watch is of {last[:19]}" in message
+    assert "split.test_days" in message
+    assert ("split.test_user_share" in message) == (share > 0)
+    assert "\n" not in message
+    assert not (tmp_path / "set").exists()
+
+
 def test_a_log_without_impressions_has_no_ranking_examples(tmp_path: Path) -> None:
     tables = {name: rows for name, rows in platform(users=5).items() if name != "impressions"}
     run = Run(tmp_path, tables, split_of(tables))

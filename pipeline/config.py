@@ -168,6 +168,11 @@ class EvaluationConfig(Settings):
     trees: TreesConfig | None = Field(default=TreesConfig(), description="null: no gradient-boosted trees")
     show_users: int = Field(default=3, ge=0, description="users whose recommendations are printed at the end of a run")
 
+    @model_validator(mode="after")
+    def _peers_are_chosen_by_reported_metrics(self) -> "EvaluationConfig":
+        self.retrieval_baselines.selection(self.retrieval)
+        return self
+
 
 class RunConfig(Settings):
     """Everything a run depends on."""

@@ -50,7 +50,12 @@ from pipeline.evaluation.baselines.tuning import (
 )
 from pipeline.evaluation.bootstrap import Measurement
 from pipeline.evaluation.figures import NO_VALIDATION, MethodFigures
-from pipeline.evaluation.retrieval_metrics import RetrievalMetricsConfig, evaluate_retrieval
+from pipeline.evaluation.retrieval_metrics import (
+    UNWATCHED,
+    RetrievalMetricsConfig,
+    all_metric_names,
+    evaluate_retrieval,
+)
 
 POPULARITY: Final = "popularity"
 RECENT_POPULARITY: Final = "recent popularity"
@@ -89,12 +94,37 @@ class RetrievalBaselinesConfig(Settings):
     ease: EaseConfig = EaseConfig()
     paragraph_vectors: ParagraphVectorsConfig = ParagraphVectorsConfig()
     recency_weighting: RecencyWeightingConfig = RecencyWeightingConfig()
-    selected_by: tuple[str, ...] = Field(
-        default=("MAP@20 unwatched", "recall@100 unwatched"),
-        description="validation metrics whose geometric mean chooses the parameters",
+    selected_by: tuple[str, ...] | None = Field(
+        default=None,
+        description="validation metrics whose geometric mean chooses the parameters; null: MAP@20 unwatched and "
+        "recall@100 unwatched, or where these are not reported those of the nearest k",
     )
     validation_examples: int = Field(default=3000, ge=1, description="validation examples used for choosing, at most")
     seed: int = Field(default=0, ge=0, description="seed of the choice of validation examples")
+
+    def selection(self, metrics: RetrievalMetricsConfig) -> tuple[str, ...]:
+        """Names of the metrics that choose the parameters.
+
+        Raises:
+          ValueError: `selected_by` names none, or what is not reported.
+        """
+        if self.selected_by is None:
+            usual = (("MAP", metrics.map_at, 20), ("recall", metrics.recall_at, 100))
+            names = tuple(f"{name}@{_nearest(at, k)} {UNWATCHED}" for name, at, k in usual if at)
+            return names or (f"precision@1 {UNWATCHED}",)
+        there = all_metric_names(metrics)
+        wrong = [name for name in self.selected_by if name not in there]
+        if wrong or not self.selected_by:
+            found = repr(wrong[0]) if wrong else "none"
+            raise ValueError(
+                f"retrieval_baselines.selected_by: expected metrics that evaluation.retrieval reports, found {found}; "
+                f"there are {', '.join(there)}"
+            )
+        return self.selected_by
+
+
+def _nearest(numbers: Sequence[int], wanted: int) -> int:
+    return min(numbers, key=lambda number: abs(number - wanted))
 
 
 @dataclass(frozen=True)
@@ -223,7 +253,7 @@ def _run_family(
     started = time.monotonic()
     progress(f"{family.name}: {len(family.grid)} settings on validation")
     weightings = [] if family.name in _UNWEIGHTED else _weightings(train, config)
-    trials = tune_on_validation(family, train, validation, [PLAIN, *weightings], config.selected_by, metrics)
+    trials = tune_on_validation(family, train, validation, [PLAIN, *weightings], config.selection(metrics), metrics)
     plain = [trial for trial in trials if not trial.variant]
     weighted = [trial for trial in trials if trial.variant]
 

@@ -166,6 +166,12 @@ def metric_names(config: RetrievalMetricsConfig) -> list[str]:
     ]
 
 
+def all_metric_names(config: RetrievalMetricsConfig) -> list[str]:
+    """Names of all metrics: those among all videos, then the same with " unwatched" added."""
+    names = metric_names(config)
+    return [*names, *(f"{name} {UNWATCHED}" for name in names)]
+
+
 def metric_values(ranks: np.ndarray, config: RetrievalMetricsConfig) -> np.ndarray:
     """Metrics `[examples, metrics]` from ranks `[examples]`."""
     columns = [
@@ -192,9 +198,8 @@ def mean_metrics(ranks: Ranks, users: np.ndarray, config: RetrievalMetricsConfig
 
 
 def _both(ranks: Ranks, config: RetrievalMetricsConfig) -> tuple[list[str], np.ndarray]:
-    names = metric_names(config)
     values = [metric_values(ranks.among_all, config), metric_values(ranks.among_unwatched, config)]
-    return [*names, *(f"{name} {UNWATCHED}" for name in names)], np.concatenate(values, axis=1)
+    return all_metric_names(config), np.concatenate(values, axis=1)
 
 
 def evaluate_retrieval(

@@ -213,6 +213,28 @@ def test_settings_that_name_no_feature_of_any_log_are_refused_with_the_nearest(
         read(RunConfig, file, [override])
 
 
+@pytest.mark.parametrize(
+    ("overrides", "found"),
+    [
+        (["evaluation.retrieval_baselines.selected_by=[MPA@20]"], "'MPA@20'"),
+        (
+            ["evaluation.retrieval.map_at=[10]", "evaluation.retrieval_baselines.selected_by=[MAP@20]"],
+            "'MAP@20'",
+        ),
+        (["evaluation.retrieval_baselines.selected_by=[]"], "none"),
+    ],
+)
+def test_peers_cannot_be_chosen_by_a_metric_that_is_not_reported(overrides: list[str], found: str) -> None:
+    map_at = "MAP@10" if len(overrides) > 1 else "MAP@20"
+    message = (
+        "evaluation: retrieval_baselines.selected_by: expected metrics that evaluation.retrieval reports, found "
+        f"{found}; there are {map_at}, precision@1, recall@20, recall@100, NDCG@20, {map_at} unwatched, "
+    )
+    with pytest.raises(ConfigError, match=re.escape(message)) as error:
+        read(RunConfig, "demo", overrides)
+    assert "\n" not in str(error.value)
+
+
 def test_settings_may_name_added_features_and_defaults_that_a_log_lacks_or_a_run_leaves_out(tmp_path: Path) -> None:
     config = read(
         RunConfig,

@@ -134,3 +134,25 @@ def test_histories_decide_not_the_user_ids():
     one = evaluate_baselines(train, examples, train, examples, config, METRICS)
     other = evaluate_baselines(train, renamed, train, renamed, config, METRICS)
     assert [m.value for m in one[0].measurements] == pytest.approx([m.value for m in other[0].measurements])
+
+
+@pytest.mark.parametrize(
+    ("cut_offs", "selection"),
+    [
+        ({}, ("MAP@20 unwatched", "recall@100 unwatched")),
+        ({"map_at": (5, 10), "recall_at": (100, 500)}, ("MAP@10 unwatched", "recall@100 unwatched")),
+        ({"map_at": (50, 20), "recall_at": ()}, ("MAP@20 unwatched",)),
+        ({"map_at": (), "recall_at": ()}, ("precision@1 unwatched",)),
+    ],
+)
+def test_peers_are_chosen_by_the_reported_metrics_nearest_to_the_usual_ones(cut_offs, selection):
+    assert RetrievalBaselinesConfig().selection(RetrievalMetricsConfig(**cut_offs)) == selection
+
+
+def test_peers_are_tuned_where_other_cut_offs_are_reported():
+    train, examples = grouped_log(4, users=60)
+    metrics = RetrievalMetricsConfig(map_at=(10,), recall_at=(5,), bootstrap=BootstrapConfig(resamples=20))
+    config = RetrievalBaselinesConfig(methods=("item-kNN",))
+    best = evaluate_baselines(train, examples, train, examples, config, metrics)[0].trials[0]
+    expected = np.sqrt(best.metrics["MAP@10 unwatched"] * best.metrics["recall@5 unwatched"])
+    assert best.selection == pytest.approx(expected)

@@ -24,7 +24,7 @@ from features.history import Derivation, last_events, seconds_between
 from features.settings import Settings
 from features.shards import Shard
 from features.spec import Feature, FeatureSpec, Side
-from features.splits import PARTS, Part, Split
+from features.splits import IN_GAP, PARTS, Part, Split
 from features.tables import TIMESTAMP
 
 LABEL_WEIGHTS = "label_weights"
@@ -95,12 +95,14 @@ class CandidateLabels:
 def candidate_labels(shard: Shard, split: Split, encoder: Encoder, config: CandidateExamplesConfig) -> CandidateLabels:
     """Chooses the label watches of a shard.
 
-    Left out, by reason: told twice; the time is not known; not completed (only where the table says so); it belongs
-    to no part of the split; a training label out of vocabulary; not among the user's chosen labels.
+    Left out, by reason: told twice; the time is not known; not completed (only where the table says so); it lies in
+    the gap after t0; it belongs to no other part of the split; its user has too few watches (validation and test); a
+    training label out of vocabulary; not among the user's chosen labels.
     """
     rows = shard.events["watches"]
     user = rows.user
-    part = split.part_of_group(rows.time_us, split.groups(shard.user_ids)[user])
+    group = split.groups(shard.user_ids)[user]
+    part = split.part_of_group(rows.time_us, group)
     label = encoder.videos.rows["video"][encoder.positions(rows.table["video_id"].combine_chunks())]
     completed = np.ones(len(user), bool)
     if "completed" in rows.table.column_names:
@@ -113,6 +115,7 @@ def candidate_labels(shard: Shard, split: Split, encoder: Encoder, config: Candi
     for reason, drop in (
         ("time_not_known", rows.time_us == ORDER_ONLY),
         ("not_completed", ~completed),
+        (IN_GAP, split.in_gap(rows.time_us, group)),
         ("in_no_part_of_the_split", part == Part.NONE),
         ("training_label_out_of_vocabulary", (part == Part.TRAIN) & (label == 0)),
         (

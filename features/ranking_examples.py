@@ -21,7 +21,7 @@ from features.hashing import combine, hash_strings
 from features.settings import Settings
 from features.shards import EventRows, Shard, codes
 from features.spec import FeatureSpec
-from features.splits import PARTS, Part, Split
+from features.splits import IN_GAP, PARTS, Part, Split
 from features.tables import TIMESTAMP
 
 _CHUNK = 8192  # examples joined at a time: their windows fit in the processor's cache
@@ -88,7 +88,7 @@ def ranking_labels(shard: Shard, split: Split, config: RankingExamplesConfig) ->
     """Chooses and labels the impressions of a shard.
 
     Left out, by reason: the time is not known; whether it was clicked is not known; it was clicked and its watch time
-    is not known; it belongs to no part of the split.
+    is not known; it lies in the gap after t0; it belongs to no other part of the split.
     """
     rows = shard.events["impressions"]
     group_id, snapshot_us = page_requests(rows, shard.user_ids, split.utc_offset_s)
@@ -97,13 +97,15 @@ def ranking_labels(shard: Shard, split: Split, config: RankingExamplesConfig) ->
     if config.missing_watch_time_s is not None:
         watch_time_s = np.where(np.isnan(watch_time_s), np.float32(config.missing_watch_time_s), watch_time_s)
     watch_time_s = np.where(clicked == 1, watch_time_s, np.float32(0))
-    part = split.part_of_group(rows.time_us, split.groups(shard.user_ids)[rows.user])
+    group = split.groups(shard.user_ids)[rows.user]
+    part = split.part_of_group(rows.time_us, group)
     left_out = {"told_twice": rows.told_twice} if rows.told_twice else {}
     kept = np.ones(len(part), bool)
     for reason, drop in (
         ("time_not_known", rows.time_us == ORDER_ONLY),
         ("click_not_known", np.isnan(clicked)),
         ("clicked_but_watch_time_not_known", np.isnan(watch_time_s)),
+        (IN_GAP, split.in_gap(rows.time_us, group)),
         ("in_no_part_of_the_split", part == Part.NONE),
     ):
         if count := int((kept & drop).sum()):

@@ -36,6 +36,9 @@ class Part(IntEnum):
         return self.name.lower()
 
 
+IN_GAP = "in_split.gap_hours_after_t0"
+"""Why a label of a tested user is none: its time is in the gap. Where times are whole days the first may lie in it."""
+
 PARTS = (Part.TRAIN, Part.VALIDATION, Part.TEST)
 
 
@@ -158,6 +161,11 @@ class Split:
         part[tests & (time_us >= self.test_start_us)] = Part.TEST
         part[time_us == ORDER_ONLY] = Part.NONE
         return part
+
+    def in_gap(self, label_time_us: np.ndarray, group: np.ndarray) -> np.ndarray:
+        """bool `[n]`: labels that the gap after t0 keeps from the test part; `group` as of `groups`."""
+        tests = group == (Part.TEST if self.test_user_share else Part.TRAIN)
+        return tests & (label_time_us >= self.t0_us) & (label_time_us < self.test_start_us)
 
     def fits(self, time_us: np.ndarray, user_ids: pa.Array) -> np.ndarray:
         """bool `[n]`: events that vocabularies and statistics may be fitted on (order-only events are the earliest)."""

@@ -1,5 +1,6 @@
 """Labels, weights, example ages and inputs of candidate-generation examples, on logs to check by hand."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +71,18 @@ def test_inputs_are_strictly_before_the_label_and_every_origin_counts(tmp_path: 
         {"label_video_id": "a", "label": a, "watched_video_ids": [b, a, b, c, a]},  # abandoned watches are inputs
     ]
     assert left_out == {"time_not_known": 1, "not_completed": 1}
+
+
+def test_watches_of_whole_days_that_fall_into_the_gap_are_told_by_the_setting(tmp_path: Path) -> None:
+    watches = [watch("u", "a", day * 24.0) for day in range(5)]
+    tables = {"watches": table("watches", watches)}
+    columns = {name: frozenset(rows.column_names) for name, rows in tables.items()}
+    spec = default_candidate_features(columns, LISTS).spec
+    split = dataclasses.replace(SPLIT, test_start_us=SPLIT.t0_us + 4 * 3_600_000_000)
+    encoder = encoder_of(tmp_path, tables, split, {"candidate_generator": spec})
+    labels = candidate_labels(make_shard(tables), split, encoder, CandidateExamplesConfig())
+    assert labels.left_out == {"in_split.gap_hours_after_t0": 1}
+    assert [Part(part) for part in labels.part] == [Part.TRAIN, Part.TRAIN, Part.VALIDATION, Part.TEST]
 
 
 def test_example_age_counts_from_the_latest_training_watch_and_is_zero_afterwards(tmp_path: Path) -> None:

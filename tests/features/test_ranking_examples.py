@@ -15,7 +15,7 @@ from features.ranking_examples import RankingExamplesConfig, page_requests, rank
 from features.shards import make_shard
 from features.spec import Feature, FeatureConfig, FeatureSpec, Kind, Normaliser, Side
 from features.splits import Part, Split
-from tests.features.example_logs import DAY_US, START_US, encoder_of, table
+from tests.features.example_logs import START_US, encoder_of, table
 
 SECOND = 1_000_000
 EVERYTHING = Split(2**62, 2**62, 2**62, 2**62, 0.0, 0, True)
@@ -125,16 +125,18 @@ def test_every_impression_is_an_example_or_left_out_for_a_reason(tmp_path: Path)
         impression("u", "e", 5, None, watch_time_s=None),
         impression("u", "f", None, True, watch_time_s=3.0),
         impression("u", "a", 1, True, watch_time_s=3.0),
-        impression("u", "g", 200_000, False, watch_time_s=None),
+        impression("u", "g", 100_000, False, watch_time_s=None),
+        impression("u", "h", 109_999, False, watch_time_s=None),
+        impression("u", "i", 85_000, False, watch_time_s=None),
     ]
-    split = Split(*[START_US + DAY_US] * 3, 2**62, 0.0, 0, True)
+    split = Split(*(START_US + second * SECOND for second in (80_000, 90_000, 100_000, 110_000)), 0.0, 0, True)
     tables = {"impressions": table("impressions", rows)}
     examples, left_out = build(tmp_path / "left_out", tables, split=split)
     found = [(r["video_id"], r["clicked"], r["watch_time_s"]) for r in examples.to_pylist()]
     assert found == [("a", 1, 3), ("d", 0, 0)]
     assert left_out == {
         "told_twice": 1, "time_not_known": 1, "click_not_known": 1, "clicked_but_watch_time_not_known": 2,
-        "in_no_part_of_the_split": 1,
+        "in_split.gap_hours_after_t0": 2, "in_no_part_of_the_split": 1,
     }  # fmt: skip
     assert len(found) + sum(left_out.values()) == len(rows)
     config = RankingExamplesConfig(missing_watch_time_s=7.0)

@@ -1,3 +1,4 @@
+import dataclasses
 from datetime import UTC, datetime
 
 import numpy as np
@@ -25,6 +26,19 @@ def test_parts_lie_in_order_with_a_gap_of_four_hours_before_the_test() -> None:
     assert parts(split, t0 - DAY - 1, t0 - DAY, t0 - 1, t0, t0 + 4 * HOUR - 1, t0 + 4 * HOUR) == [
         Part.TRAIN, Part.VALIDATION, Part.VALIDATION, Part.NONE, Part.NONE, Part.TEST,
     ]  # fmt: skip
+
+
+def test_labels_in_the_gap_are_told_apart_from_those_of_users_who_are_not_tested() -> None:
+    split = resolve(SplitConfig(test_days=2, validation_days=1), T + 5 * HOUR)
+    t0 = T - DAY
+    times = np.array([t0 - 1, t0, t0 + 4 * HOUR - 1, t0 + 4 * HOUR, ORDER_ONLY])
+    trained, tested = np.full(5, Part.TRAIN), np.full(5, Part.TEST)
+    assert split.in_gap(times, trained).tolist() == [False, True, True, False, False]
+    held_out = dataclasses.replace(split, test_user_share=0.5)
+    assert not held_out.in_gap(times, trained).any()
+    assert held_out.in_gap(times, tested).tolist() == [False, True, True, False, False]
+    by_users = resolve(SplitConfig(test_days=None, test_user_share=0.5), T)
+    assert not by_users.in_gap(times, tested).any()
 
 
 def test_test_days_are_local_days() -> None:

@@ -1,5 +1,6 @@
 """What the stages from logs to examples tell people, and refuse."""
 
+import io
 from pathlib import Path
 
 import pyarrow as pa
@@ -8,8 +9,18 @@ from rich.console import Console
 
 from features.errors import DataError
 from features.spec import Feature, FeatureSpec, Kind, Side
-from features.splits import Part
-from pipeline.data_stages import require_what_the_ranker_needs, statistics_markdown, statistics_table
+from features.splits import Part, SplitConfig
+from pipeline.config import RunConfig
+from pipeline.data_stages import (
+    analyze,
+    few_labels,
+    ingest_tables,
+    make_examples,
+    require_what_the_ranker_needs,
+    statistics_markdown,
+    statistics_table,
+)
+from pipeline.run import Run
 from tests.pipeline.synthetic_examples import publish_examples
 
 STATISTICS = {
@@ -96,3 +107,53 @@ def test_impressions_that_cannot_train_a_ranker_are_refused_before_any_training(
 def test_impressions_that_can_train_a_ranker_are_taken(tmp_path: Path) -> None:
     parts = {Part.TRAIN: shown(1, 0), Part.TEST: shown(0)}
     require_what_the_ranker_needs(publish_examples(tmp_path / "ranking", parts, PAGE, "ranker"))
+
+
+@pytest.mark.parametrize(
+    ("kept", "split", "labels_per_user", "lines"),
+    [
+        ((100, 100), {}, 16, []),
+        ((0, 100), {"validation_days": 0}, 16, []),
+        (
+            (99, 100),
+            {},
+            16,
+            [
+                "bags: 99 validation labels, fewer than 100: early stopping and the peers' settings rest on noise; "
+                "more come from a greater split.validation_days or split.validation_user_share or "
+                "candidate_examples.evaluation_labels_per_user"
+            ],
+        ),
+        (
+            (0, 7),
+            {"test_days": None, "test_user_share": 0.1, "validation_user_share": 0.1},
+            None,
+            [
+                "bags: 0 validation labels, fewer than 100: early stopping and the peers' settings have nothing to go "
+                "by; more come from a greater split.validation_user_share",
+                "bags: 7 test labels, fewer than 100: differences between methods are noise; more come from a greater "
+                "split.test_user_share",
+            ],
+        ),
+    ],
+)
+def test_few_labels_are_told_with_the_settings_that_give_more(
+    kept: tuple[int, int], split: dict, labels_per_user: int | None, lines: list[str]
+) -> None:
+    counts = {"train": 1_000, "validation": kept[0], "test": kept[1]}
+    assert few_labels("bags", counts, SplitConfig(**split), labels_per_user) == lines
+
+
+def test_the_examples_of_a_small_log_end_with_remarks_on_its_labels(tmp_path: Path) -> None:
+    """One user a watch every 6 hours of 10 days: 32 before the validation day, 4 in it, 8 - 1 (at t0) in the test."""
+    rows = [f"u,v{i % 7},{1_700_006_400 + i * 21_600}" for i in range(40)]
+    (tmp_path / "watches.csv").write_text("\n".join(["user_id,video_id,timestamp", *rows]))
+    tables = {"watches": {"path": str(tmp_path / "watches.csv")}}
+    config = RunConfig.model_validate({"source": {"kind": "files", "tables": tables}, "ranker": None})
+    console = Console(width=60, record=True, file=io.StringIO())
+    run = Run(tmp_path / "run", config, (), console)
+    for stage in (ingest_tables, analyze, make_examples):
+        stage(run)
+    remarks = console.export_text().splitlines()[-2:]
+    assert remarks[0].startswith("candidate_generation: 4 validation labels, fewer than 100: ")
+    assert remarks[1].startswith("candidate_generation: 7 test labels, fewer than 100: ")

@@ -6,8 +6,10 @@ vectors of damped counts of transitions,
     D_from^(-power) · C · D_to^(-power) ≈ A · Bᵀ,    C[i, j] = Σ γ^(k-1) over the times j was the k-th watch after i,
 
 with D = (the sums of C by row, by column) + shrinkage on the diagonal. Unlike "watched by the same users", what comes
-next is not what came before, and no video follows itself (C[i, i] = 0). Labels train the vectors from there on. No
-label of validation or test enters: histories are those of the training examples.
+next is not what came before, and a video follows itself only as often as it is watched again. The lengths of the
+vectors are damped to their square root, or the most frequent videos would outshine all others where popularity is
+steep. Labels train the vectors from there on. No label of validation or test enters: histories are those of the
+training examples.
 """
 
 import numpy as np
@@ -27,7 +29,7 @@ class TransitionStartConfig(Settings):
     decay: float = Field(default=0.8, gt=0, lt=1, description="γ, from one watch after a video to the next one")
     power: float = Field(default=0.5, ge=0, le=1, description="how strongly frequent videos are damped")
     shrinkage: float = Field(default=10.0, ge=0, description="added to the sums of every video; damps rare videos")
-    scale: float = Field(default=0.2, gt=0, description="root mean square of the values of the vectors")
+    length: float = Field(default=1.5, gt=0, description="of a typical vector; dot products begin around its square")
     seed: int = Field(default=0, ge=0, description="of the iteration's start")
 
 
@@ -55,7 +57,7 @@ def transition_counts(
     for steps in range(1, min(furthest, int(place.max(initial=0))) + 1):
         at, place = at[place >= steps], place[place >= steps]
         before, after = rows[at - steps], rows[at]
-        kept = (before > 0) & (before != after)
+        kept = before > 0
         weight = np.full(np.count_nonzero(kept), decay ** (steps - 1))
         total += coo_matrix((weight, (before[kept] - 1, after[kept] - 1)), shape=total.shape).tocsr()
     return total
@@ -92,5 +94,7 @@ def transition_embeddings(transitions: csr_matrix, dimension: int, config: Trans
     signs = np.where(left[np.abs(left).argmax(axis=0), np.arange(rank)] < 0, -1, 1)  # svds' are arbitrary
     for vectors, side in zip(start, (left, right), strict=True):
         vectors[1:, :rank] = side * signs * np.sqrt(strengths)
-        vectors *= config.scale / np.sqrt(np.mean(vectors[1:] ** 2))
+        lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+        typical = np.sqrt(np.mean(lengths[1:] ** 2))
+        vectors *= config.length / np.sqrt(np.maximum(lengths * typical, np.finfo(np.float32).tiny))
     return start

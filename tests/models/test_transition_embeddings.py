@@ -31,9 +31,10 @@ def test_later_watches_count_less_and_sequences_do_not_mix():
     np.testing.assert_allclose(counts([[1, 2, 3], [4, 1]], 0.5), expected)
 
 
-def test_an_unknown_video_keeps_its_place_and_a_repeat_follows_nothing():
+def test_an_unknown_video_keeps_its_place_and_a_video_may_follow_itself():
     expected = np.zeros((4, 4))
     expected[0, 1] = 0.5  # 1, unknown, 2
+    expected[2, 2] = 1
     np.testing.assert_allclose(counts([[1, 0, 2], [3, 3]], 0.5), expected)
 
 
@@ -51,15 +52,18 @@ def test_without_a_transition_all_vectors_are_zero(sequences: list[list[int]]):
         assert vectors.shape == (5, 3) and not vectors.any()
 
 
-def test_the_product_of_the_vectors_equals_a_dense_factorization_but_for_its_scale():
+def test_directions_equal_a_dense_factorization_and_lengths_are_their_roots():
     rng = np.random.default_rng(0)
-    dense = rng.poisson(2.0, (12, 12)) * (1 - np.eye(12))
+    dense = rng.poisson(2.0, (12, 12)).astype(float)
     damped = dense / np.sqrt(dense.sum(1, keepdims=True) + 10) / np.sqrt(dense.sum(0) + 10)
     left, strengths, right = np.linalg.svd(damped)
-    expected = left[:, :3] * strengths[:3] @ right[:3]
-    found = transition_embeddings(csr_matrix(dense), 3, TransitionStartConfig())
-    product = found.watched[1:] @ found.following[1:].T
-    np.testing.assert_allclose(product / np.linalg.norm(product), expected / np.linalg.norm(expected), atol=1e-6)
+    found = transition_embeddings(csr_matrix(dense), 3, TransitionStartConfig(length=2.0))
+    expected = []
+    for side in (left[:, :3] * np.sqrt(strengths[:3]), right[:3].T * np.sqrt(strengths[:3])):
+        lengths = np.linalg.norm(side, axis=1, keepdims=True)
+        expected.append(2.0 * side / lengths * np.sqrt(lengths / np.sqrt(np.mean(lengths**2))))
+    product = found.watched[1:] @ found.following[1:].T  # the same whatever the signs of the singular vectors
+    np.testing.assert_allclose(product, expected[0] @ expected[1].T, atol=1e-5)
 
 
 def test_what_comes_next_scores_above_what_came_before_and_above_the_video_itself():
@@ -68,9 +72,9 @@ def test_what_comes_next_scores_above_what_came_before_and_above_the_video_itsel
     assert (scores.argmax(axis=1) == np.roll(np.arange(20), -1)).all()
 
 
-def test_scale_is_the_root_mean_square_of_either_side():
-    for vectors in transition_embeddings(cycle(), 4, TransitionStartConfig(scale=0.3)):
-        assert np.sqrt(np.mean(vectors[1:] ** 2)) == pytest.approx(0.3, rel=1e-5)
+def test_a_typical_vector_has_the_length_that_is_asked_for():
+    for vectors in transition_embeddings(cycle(), 4, TransitionStartConfig(length=0.5)):
+        assert np.mean(np.linalg.norm(vectors[1:], axis=1) ** 4) ** 0.25 == pytest.approx(0.5, rel=1e-5)
 
 
 def test_row_0_and_unseen_videos_are_zero():

@@ -29,8 +29,9 @@ class VocabularyConfig(Settings):
 
     top_n: int | None = Field(default=None, ge=1)
     """Keep the N most frequent ids; None keeps all."""
-    min_count: int = Field(default=1, ge=1)
-    """Keep ids seen at least this often in the training part."""
+    min_count: int = Field(default=0, ge=0)
+    """Keep ids counted at least this often in the training part. `clicked_video` counts clicks, attributes of videos
+    watches: of these 0 keeps what was shown and never chosen."""
 
 
 @dataclass(frozen=True, eq=False)

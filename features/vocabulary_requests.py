@@ -10,6 +10,7 @@ from enum import StrEnum
 from pathlib import Path
 
 import apache_beam as beam
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -20,11 +21,13 @@ from features.vocabulary import COUNTS, CountIds, Vocabulary, VocabularyConfig, 
 
 
 class Only(StrEnum):
-    """Which rows of a table are counted."""
+    """Which rows of a table are counted. Ids of the others have a row too, counted 0 times: were they left out, "not in
+    the vocabulary" would tell a ranker that an impression of the training part was not clicked."""
 
     ALL = "all"
     CLICKED = "clicked"  # of impressions
     COMPLETED = "completed"  # of watches
+    NONE = "none"
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class VocabularyRequest:
       only: which rows.
       tokens: count the search tokens of the column's queries in place of its values.
       by_watches: of a column of `videos`: each row counts as often as its video was watched in the training part (or
-        clicked, where there is no table of watches).
+        clicked, where there is no table of watches). Values of videos that were shown and never watched count 0 times.
     """
 
     space: str
@@ -55,8 +58,8 @@ class VocabularyRequest:
 def vocabulary_requests(sources: Iterable[IdSource]) -> tuple[VocabularyRequest, ...]:
     """The requests for the id spaces of the models' features (`features.feature_lists.id_sources`).
 
-    `clicked_video` counts clicked impressions (section 4.1), queries are counted by their tokens, attributes of videos
-    by watches, and everything else by rows.
+    `clicked_video` counts clicked impressions (section 4.1: the order of its rows, and what `top_n` keeps), queries are
+    counted by their tokens, attributes of videos by watches, and everything else by rows.
     """
     return tuple(
         VocabularyRequest(
@@ -103,8 +106,11 @@ class WriteVocabularies(beam.PTransform):
         return counts | "Write" >> beam.Map(_write_vocabulary, self._configs, self._folder)
 
     def _attributes(self, batches: beam.PCollection) -> beam.PCollection:
-        only = Only.ALL if self._counted_by == "watches" else Only.CLICKED
-        watches = [VocabularyRequest("video", str(self._counted_by), "video_id", only)]
+        by_watches = self._counted_by == "watches"
+        watches = [
+            *([VocabularyRequest("video", "watches", "video_id")] if by_watches else []),
+            VocabularyRequest("video", "impressions", "video_id", Only.NONE if by_watches else Only.CLICKED),
+        ]
         weights = (
             batches
             | "CountWatches" >> beam.FlatMap(count_ids, watches)
@@ -131,18 +137,26 @@ def count_ids(table: tuple[str, pa.Table], requests: Sequence[VocabularyRequest]
     for request in requests:
         if request.table != name:
             continue
-        values = batch[request.column]
+        values = search_tokens(batch[request.column]) if request.tokens else batch[request.column]
+        counts = count_values(values)
         if request.only != Only.ALL:
-            values = values.filter(pc.fill_null(batch[request.only.value], False))
-        yield request.space, count_values(search_tokens(values) if request.tokens else values)
+            counts = counts.set_column(1, COUNTS.field(1), pa.array(np.zeros(len(counts), np.int64)))
+        if request.only in (Only.CLICKED, Only.COMPLETED):
+            chosen = values.filter(pc.fill_null(batch[request.only.value], False))
+            counts = add_counts([counts, count_values(chosen)])
+        yield request.space, counts
 
 
 def count_weighted(
     batch: pa.Table, requests: Sequence[VocabularyRequest], weights: pa.Table
 ) -> Iterator[tuple[str, pa.Table]]:
-    """(space, counts) of columns of `videos`, each row weighing its video's count in `weights` (schema `COUNTS`)."""
+    """(space, counts) of columns of `videos`, each row weighing its video's count in `weights` (schema `COUNTS`).
+
+    Videos that are not there are left out.
+    """
     found = pc.index_in(batch["video_id"], value_set=weights["id"].combine_chunks())
-    weight = pc.fill_null(weights["count"].take(found), 0)
+    batch = batch.filter(pc.is_valid(found))
+    weight = weights["count"].take(pc.drop_null(found))
     for request in requests:
         values, of_value = batch[request.column], weight
         if pa.types.is_list(values.type) or pa.types.is_large_list(values.type):
@@ -150,7 +164,7 @@ def count_weighted(
             values = pc.list_flatten(values)
         counts = pa.Table.from_arrays([values.cast(pa.string()), of_value.cast(pa.int64())], schema=COUNTS)
         named = pc.and_(pc.is_valid(counts["id"]), pc.not_equal(counts["id"], ""))
-        yield request.space, add_counts([counts.filter(pc.and_(named, pc.greater(counts["count"], 0)))])
+        yield request.space, add_counts([counts.filter(named)])
 
 
 def _write_vocabulary(counted: tuple[str, pa.Table], configs: Mapping[str, VocabularyConfig], folder: Path) -> None:

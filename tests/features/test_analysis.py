@@ -101,8 +101,8 @@ def counts(folder, space):
 def test_vocabularies_count_the_training_part(tables, tmp_path):
     analyze_tables(tables, tmp_path, REQUESTS, split_at(END))
     assert counts(tmp_path, "video") == {"v1": 2, "v2": 2, "v3": 1}
-    assert counts(tmp_path, "finished") == {"v1": 2, "v2": 1}
-    assert counts(tmp_path, "clicked_video") == {"v3": 2}
+    assert counts(tmp_path, "finished") == {"v1": 2, "v2": 1, "v3": 0}  # watched, but not to the end
+    assert counts(tmp_path, "clicked_video") == {"v3": 2, "v1": 0}  # shown, never clicked
     assert counts(tmp_path, "device") == {"phone": 4, "tv": 3}
     assert counts(tmp_path, "source") == {"home": 2, "trend": 1}
     assert counts(tmp_path, "search_token") == {"cats": 2, "big": 1, "big cats": 1}

@@ -83,6 +83,7 @@ class Recommender:
         self._models = []  # a signature does not keep its model
         self._retrieval: dict[str, ConcreteFunction] = {}
         self._nominations: dict[str, int] = {}
+        self._index_sizes: dict[str, int] = {}
         self._ranking: ConcreteFunction | None = None
         for folder in models:
             manifest = read_manifest(folder)
@@ -92,6 +93,7 @@ class Recommender:
             else:
                 self._retrieval[manifest["source"]] = self._models[-1].signatures[RETRIEVAL]
                 self._nominations[manifest["source"]] = manifest["k"]
+                self._index_sizes[manifest["source"]] = manifest["index"]["videos"]
 
     def recommend(
         self, user_id: str, count: int = 10, now: datetime | None = None, request: Mapping[str, Any] | None = None
@@ -115,12 +117,13 @@ class Recommender:
                 **{name: [value] for name, value in (request or {}).items() if value is not None},
             }
         )
-        rows = blend({source: self._nominated(retrieval, requests) for source, retrieval in self._retrieval.items()})
+        nominated = {source: self._nominated(retrieval, requests) for source, retrieval in self._retrieval.items()}
+        rows = blend(nominated)
         notes = self._notes(user_id, now, watched)
         if not rows:
             notes.append(f"nothing is left to recommend: user {user_id!r} watched every video of the index")
         elif len(rows) < count:
-            notes.append(self._fewer(len(rows), count))
+            notes.append(self._fewer(len(rows), count, nominated))
         if self._ranking is None:
             notes.append("no ranker is exported: ordered by the candidate generators")
         elif rows:
@@ -172,7 +175,16 @@ class Recommender:
         watches = watches.filter(pc.less(known, pa.scalar(now, TIMESTAMP)))
         return watches.sort_by([(column, "ascending") for column in columns[1:]])["video_id"].to_pylist()[::-1]
 
-    def _fewer(self, found: int, count: int) -> str:
+    def _fewer(self, found: int, count: int, nominated: Mapping[str, Sequence[tuple[str, float]]]) -> str:
+        exhausted = [
+            len(videos) < self._nominations[source] or self._index_sizes[source] <= self._nominations[source]
+            for source, videos in nominated.items()
+        ]
+        if all(exhausted):
+            return (
+                f"{found} of the {count} videos asked for: the index has {max(self._index_sizes.values()):,}, and "
+                "those that the user has watched are left out"
+            )
         most = ", ".join(f"{source} {k}" for source, k in self._nominations.items())
         return (
             f"{found} of the {count} videos asked for: each candidate generator nominates at most "

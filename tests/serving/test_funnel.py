@@ -209,6 +209,21 @@ def test_a_list_shorter_than_asked_for_says_what_bounds_it(recommender: Recommen
     assert not any("asked for" in note for note in recommender.recommend("nobody", count=40).notes)
 
 
+@pytest.mark.parametrize("k", [3, 40])
+def test_a_list_shorter_than_asked_for_says_that_the_index_has_no_more(platform: Platform, tmp_path: Path, k: int):
+    ids = read_table(platform.run / "tables", "videos", ["video_id"])["video_id"].to_pylist()[:3]
+    vectors = np.eye(3, 16, dtype=np.float32)
+    videos = VideoVectors(np.array(ids, object), vectors, np.array([9, 5, 2]))
+    config = CONFIG.model_copy(update={"retrieval": CONFIG.retrieval.model_copy(update={"k": k})})
+    stored = platform.stored("candidate_generator", 10)
+    export_retrieval(tmp_path, platform.generator, platform.generator_features, videos, stored, vectors, config)
+    found = Recommender([tmp_path / "retrieval/1"], platform.run / "tables", LISTS).recommend("nobody", count=10)
+    assert {row.video_id for row in found.rows} == set(ids)
+    assert (
+        "3 of the 10 videos asked for: the index has 3, and those that the user has watched are left out" in found.notes
+    )
+
+
 def test_a_ranker_that_is_not_given_does_not_order_though_it_lies_beside(export: Path, platform: Platform):
     found = Recommender([export / "retrieval/1"], platform.run / "tables", LISTS).recommend("nobody", count=5)
     scores = [row.retrieval_scores for row in found.rows]

@@ -99,9 +99,9 @@ def decayed_watches(histories: Histories, num_videos: int, decay: float) -> sp.c
 
 
 def transition_counts(watches: Interactions) -> sp.csr_matrix:
-    """`[videos, videos]` how often j came right after i in a user's watches; a repeat of i itself is not counted."""
+    """`[videos, videos]` how often j came right after i in a user's watches, i itself too where it was watched again."""
     before, after = watches.videos[:-1], watches.videos[1:]
-    counted = (watches.users[:-1] == watches.users[1:]) & (before != after)
+    counted = watches.users[:-1] == watches.users[1:]
     shape = (watches.num_videos, watches.num_videos)
     ones = np.ones(np.count_nonzero(counted), np.float32)
     return sp.coo_matrix((ones, (before[counted], after[counted])), shape=shape).tocsr()

@@ -64,20 +64,20 @@ def test_recent_popularities_are_named_by_what_they_are():
 
 
 def test_co_watch_counts_and_back_off_by_hand():
-    # The repeat 0→0 of user 3 is not a transition; nothing leads from one user to the next.
+    # User 3 watched 0 again; nothing leads from one user to the next.
     np.testing.assert_array_equal(
-        transition_counts(THREE_USERS).toarray(), [[0, 2, 0, 0], [1, 0, 1, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
+        transition_counts(THREE_USERS).toarray(), [[1, 2, 0, 0], [1, 0, 1, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
     )
     popularity = np.array([4, 3, 1, 0]) / 8
     scores = fit_co_watch(THREE_USERS, backoff=2.0).score(histories([1, 0], [0, 2], [], [1]))
-    np.testing.assert_allclose(scores[0], (np.array([0, 2, 0, 0]) + 2 * popularity) / 4, rtol=1e-6)
+    np.testing.assert_allclose(scores[0], (np.array([1, 2, 0, 0]) + 2 * popularity) / 5, rtol=1e-6)
     np.testing.assert_allclose(scores[1], popularity, rtol=1e-6)
     np.testing.assert_allclose(scores[2], popularity, rtol=1e-6)
     np.testing.assert_allclose(scores[3], (np.array([1, 0, 1, 0]) + 2 * popularity) / 4, rtol=1e-6)
 
 
 def test_recent_co_watch_averages_over_the_history_the_older_the_less():
-    """Transitions 0→1 twice, 1→0 and 1→2 once; γ = 1/2 over 2, 1, 0 gives weights 1/4, 1/2 and 1."""
+    """Transitions 0→1 twice, 0→0, 1→0 and 1→2 once; γ = 1/2 over 2, 1, 0 gives weights 1/4, 1/2 and 1."""
     popularity, of_last = np.array([4, 3, 1, 0]) / 8, fit_co_watch(THREE_USERS, backoff=2.0)
     after = {video: of_last.score(histories([video]))[0] for video in (0, 1, 2)}
     recent = fit_recent_co_watch(THREE_USERS, decay=0.5, backoff=2.0)

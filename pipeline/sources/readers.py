@@ -359,6 +359,8 @@ def _readable() -> str:
 
 def _unreadable(path: Path, error: BaseException) -> DataError:
     kind = "Parquet" if is_parquet(path) else "CSV"
-    return DataError(
-        f"{path}: cannot be read as {kind} ({' '.join(str(error).split())[:200]}); repair or remove the file"
-    )
+    found = " ".join(str(error).split())[:200]
+    remedy = "repair or remove the file"
+    if kind == "CSV" and (isinstance(error, UnicodeDecodeError) or "invalid UTF8" in found):
+        remedy = "set the table's encoding to that of the file (as encoding: cp1252), or repair it"
+    return DataError(f"{path}: cannot be read as {kind} ({found}); {remedy}")

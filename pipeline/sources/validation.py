@@ -61,6 +61,8 @@ _RANGES = {
     ("users", "gender"): (0.0, 1.0),
     ("users", "age"): (0.0, 150.0),
 }
+_TIME_REASONS = {Reason.UNPARSABLE_TIME, Reason.FUTURE_TIME, Reason.EARLY_TIME, Reason.FUTURE_UPLOAD}
+_PARTS_OF_SECOND: Mapping[str, int] = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 _UPLOAD_AHEAD = timedelta(days=400)
 
 
@@ -356,9 +358,23 @@ def refuse_if_too_many(
 
 
 def _guesses(samples: Sequence[Mapping[str, Any]]) -> str:
-    """What to do about columns whose type was guessed, for an error message."""
-    guessed = [s["column"] for s in samples if s["reason"] == Reason.GUESSED_TYPE.value]
-    return "".join(
-        f"the type of {name!r} was guessed from the first rows: give it, as extra: {{{name}: string}}; "
-        for name in guessed
-    )
+    """What to do about columns whose type was guessed and about wrong units, for an error message."""
+    told = []
+    for sample in samples:
+        name = sample["column"]
+        if sample["reason"] == Reason.GUESSED_TYPE.value:
+            told.append(
+                f"the type of {name!r} was guessed from the first rows: give it, as extra: {{{name}: string}}; "
+            )
+        elif sample["reason"] in _TIME_REASONS and (unit := _likely_unit(json.loads(sample["raw_first"]).get(name))):
+            told.append(f"its {name} is of our days if it is in {unit}: set units: {{{name}: {unit}}}; ")
+    return "".join(told)
+
+
+def _likely_unit(raw: object) -> str | None:
+    """The unit in which a whole number is a time of the years 1990 to 2100 since the epoch; there is one at most."""
+    text = str(raw).strip().removesuffix(".0")
+    if not (text.isascii() and text.isdecimal()) or len(text) > 20:
+        return None
+    start, end = (datetime(year, 1, 1, tzinfo=UTC).timestamp() for year in (1990, 2100))
+    return next((unit for unit, parts in _PARTS_OF_SECOND.items() if start <= int(text) / parts < end), None)

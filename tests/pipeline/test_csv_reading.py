@@ -188,6 +188,13 @@ def test_a_file_of_another_encoding_than_the_one_given_is_named(tmp_path):
         rows_of(path, CsvDialect(encoding="ascii"))
 
 
+@pytest.mark.parametrize("text", ["user_id,größe\nu,1\n", "user_id,size\nu,größe\n"])
+def test_a_file_that_is_not_utf8_is_told_with_the_setting_of_its_encoding(tmp_path, text):
+    path = write(tmp_path / "w.csv", text.encode("latin1"))
+    with pytest.raises(DataError, match=r"w\.csv: cannot be read as CSV .*; set the table's encoding to that of the"):
+        rows_of(path)
+
+
 def test_a_file_that_arrow_has_no_way_to_read_is_named(tmp_path, monkeypatch):
     def refuse(*arguments, **named):
         raise pa.ArrowNotImplementedError("Nested data conversions not implemented for chunked array outputs")

@@ -3,7 +3,6 @@
 import json
 from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +14,7 @@ from features.errors import DataError
 from features.tables import IMPRESSIONS, SEARCHES, USERS, VIDEOS, WATCHES
 from pipeline.sources.conversion import convert, finite, plain
 from pipeline.sources.source import RawChunk
-from pipeline.sources.validation import Reason, ValidationConfig, check_chunk, refuse_if_too_many
+from pipeline.sources.validation import Reason, ValidationConfig, check_chunk
 
 NOW = datetime(2024, 6, 1, tzinfo=UTC)
 NOON = datetime(2024, 5, 1, 12, tzinfo=UTC)
@@ -354,39 +353,3 @@ def test_a_column_without_type_is_missing_everywhere():
     assert converted.null_count == 3
     assert not bad.any()
     assert finite(pa.array([1, 2]))[0].to_pylist() == [1, 2]
-
-
-SAMPLES = [
-    {
-        "reason": "missing id",
-        "column": "user_id",
-        "count_all": 8,
-        "origin_first": "a.csv",
-        "row_first": 3,
-        "raw_first": "{}",
-    },
-    {"reason": "duplicate", "column": "", "count_all": 15, "origin_first": "a.csv", "row_first": 9, "raw_first": "{}"},
-]
-
-
-@pytest.mark.parametrize(
-    ("rejected", "match"),
-    [
-        ({"missing id": 6}, r"6 of 100 rows are rejected \(6.0%, tolerated are 5.0%\); worst: missing id in user_id"),
-        ({"duplicate": 21}, r"21 of 100 rows are duplicates \(21.0%, tolerated are 20.0%\); worst: duplicate: 15 rows"),
-    ],
-)
-def test_too_many_rejected_rows_fail_with_the_worst_reasons(rejected, match):
-    with pytest.raises(DataError, match=match):
-        refuse_if_too_many("watches", 100, rejected, SAMPLES, CONFIG, Path("runs/x/rejected"))
-
-
-def test_rejected_rows_within_both_shares_are_tolerated():
-    refuse_if_too_many("watches", 100, {"missing id": 5, "duplicate": 20}, SAMPLES, CONFIG, Path("x"))
-
-
-def test_all_rows_rejected_fails_whatever_is_tolerated():
-    with pytest.raises(DataError, match="3 of 3 rows are rejected"):
-        refuse_if_too_many(
-            "watches", 3, {"missing id": 3}, SAMPLES, ValidationConfig(max_rejected_share=1.0), Path("x")
-        )

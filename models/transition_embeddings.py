@@ -7,9 +7,8 @@ vectors of damped counts of transitions,
 
 with D = (the sums of C by row, by column) + shrinkage on the diagonal. Unlike "watched by the same users", what comes
 next is not what came before, and a video follows itself only as often as it is watched again. The lengths of the
-vectors are damped to their square root, or the most frequent videos would outshine all others where popularity is
-steep. Labels train the vectors from there on. No label of validation or test enters: histories are those of the
-training examples.
+vectors are damped, or the most frequent videos would outshine all others where popularity is steep. Labels train the
+vectors from there on. No label of validation or test enters: histories are those of the training examples.
 """
 
 import numpy as np
@@ -30,6 +29,12 @@ class TransitionStartConfig(Settings):
     power: float = Field(default=0.5, ge=0, le=1, description="how strongly frequent videos are damped")
     shrinkage: float = Field(default=10.0, ge=0, description="added to the sums of every video; damps rare videos")
     length: float = Field(default=1.5, gt=0, description="of a typical vector; dot products begin around its square")
+    damping: float = Field(
+        default=0.5,
+        ge=0,
+        le=1,
+        description="of lengths: 0 leaves them in proportion, where popularity is not steep; 1 makes all equal",
+    )
     seed: int = Field(default=0, ge=0, description="of the iteration's start")
 
 
@@ -96,5 +101,6 @@ def transition_embeddings(transitions: csr_matrix, dimension: int, config: Trans
         vectors[1:, :rank] = side * signs * np.sqrt(strengths)
         lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
         typical = np.sqrt(np.mean(lengths[1:] ** 2))
-        vectors *= config.length / np.sqrt(np.maximum(lengths * typical, np.finfo(np.float32).tiny))
+        damped = lengths**config.damping * typical ** (1 - config.damping)
+        vectors *= config.length / np.maximum(damped, np.finfo(np.float32).tiny)
     return start

@@ -72,6 +72,17 @@ def test_what_comes_next_scores_above_what_came_before_and_above_the_video_itsel
     assert (scores.argmax(axis=1) == np.roll(np.arange(20), -1)).all()
 
 
+@pytest.mark.parametrize(("damping", "power"), [(0.0, 1.0), (1.0, 0.0)])
+def test_lengths_stay_in_proportion_or_become_equal(damping: float, power: float):
+    rng = np.random.default_rng(1)
+    transitions = csr_matrix(rng.poisson(3.0, (10, 10)).astype(float))
+    found = transition_embeddings(transitions, 9, TransitionStartConfig(length=2.0, damping=damping))
+    root = transition_embeddings(transitions, 9, TransitionStartConfig(length=2.0))
+    for vectors, rooted in zip(found, root, strict=True):
+        lengths, undamped = np.linalg.norm(vectors[1:], axis=1), np.linalg.norm(rooted[1:], axis=1) ** 2 / 2
+        np.testing.assert_allclose(lengths, 2 * (undamped / 2) ** power, rtol=1e-5)
+
+
 def test_a_typical_vector_has_the_length_that_is_asked_for():
     for vectors in transition_embeddings(cycle(), 4, TransitionStartConfig(length=0.5)):
         assert np.mean(np.linalg.norm(vectors[1:], axis=1) ** 4) ** 0.25 == pytest.approx(0.5, rel=1e-5)

@@ -62,8 +62,12 @@ class DistinctValues:
         self.hashes = np.union1d(self.hashes, _smallest(hashes))[:_HASHES]
 
     @property
+    def is_exact(self) -> bool:
+        return len(self.hashes) < _HASHES
+
+    @property
     def estimate(self) -> int:
-        if len(self.hashes) < _HASHES:
+        if self.is_exact:
             return len(self.hashes)
         return round((_HASHES - 1) / (float(self.hashes[-1]) / 2.0**64))
 
@@ -211,7 +215,9 @@ class ColumnSummary:
         }
         if pa.types.is_nested(self.type):
             return result
-        result["distinct"] = self.distinct.estimate
+        result["distinct"] = min(self.distinct.estimate, self.values)
+        if not self.distinct.is_exact:
+            result["distinct_is_estimated"] = True
         if self.is_list:
             result["items"] = self.values
         if self.values == 0:
@@ -305,7 +311,7 @@ def _summary_cells(column: Mapping[str, Any]) -> tuple[str, ...]:
         column["type"],
         f"{column['count']:,}",
         f"{share:.1%}",
-        f"{column['distinct']:,}" if "distinct" in column else "",
+        f"{'≈' * column.get('distinct_is_estimated', False)}{column['distinct']:,}" if "distinct" in column else "",
         *map(_cell, of_values),
         top,
     )

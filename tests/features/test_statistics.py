@@ -126,6 +126,19 @@ def test_distinct_values(n):
     assert distinct.estimate == n if n < 16_384 else abs(distinct.estimate / n - 1) < 0.03
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_no_more_distinct_values_than_values_are_told_and_estimates_are_marked(seed):
+    """The estimates of half of these are above the count, as the sketch's error is to both sides."""
+    n = 20_000
+    ids = pa.array([f"{seed} {i}" for i in range(n)] + [None] * 500)
+    found = statistics(ids)
+    assert found["distinct"] <= n
+    assert abs(found["distinct"] / n - 1) < 0.03
+    assert summary_rows({"id": found})[0][4] == f"≈{found['distinct']:,}"
+    few = statistics(pa.array(["a", "b", "a"]))
+    assert summary_rows({"id": few})[0][4] == "2"
+
+
 def test_many_different_texts_keep_their_count_within_the_error():
     config = StatisticsConfig(tracked_values=100, top_values=1)
     rare = [f"rare {i}" for i in range(20_000)]

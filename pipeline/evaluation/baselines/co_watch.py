@@ -99,7 +99,7 @@ def decayed_watches(histories: Histories, num_videos: int, decay: float) -> sp.c
 
 
 def transition_counts(watches: Interactions) -> sp.csr_matrix:
-    """`[videos, videos]` how often j came right after i in a user's watches, i itself too where it was watched again."""
+    """`[videos, videos]` how often j came right after i in a user's watches; i itself too, where watched again."""
     before, after = watches.videos[:-1], watches.videos[1:]
     counted = watches.users[:-1] == watches.users[1:]
     shape = (watches.num_videos, watches.num_videos)

@@ -6,10 +6,13 @@ default feature, so that one configuration serves many logs, and any feature tha
 
 from collections.abc import Iterable
 
-from features.feature_lists import FeatureListConfig, default_candidate_features, default_ranking_features
+from features.errors import ConfigError
+from features.feature_lists import FeatureList, FeatureListConfig, default_candidate_features, default_ranking_features
 from features.spec import Feature, Kind, Model, Side
 from features.tables import TABLES
+from models.context_features import features_needed
 from models.ranker import RankerConfig
+from models.sequence_generator import SequenceConfig
 from models.two_tower import TwoTowerConfig
 from pipeline.sources.source import nearest
 
@@ -37,6 +40,28 @@ def refuse_unknown_names(config: TwoTowerConfig | RankerConfig, features: Featur
     _refuse(config.large_id_spaces, spaces, f"{where}.large_id_spaces: no id space of the model's inputs")
     numbers = {feature.name for feature in inputs if feature.kind == Kind.CONTINUOUS}
     _refuse(config.power_features, numbers, f"{where}.power_features: no continuous input of the model")
+
+
+def refuse_absent_context(config: SequenceConfig, found: FeatureList, where: str) -> None:
+    """Checks a sequence model's context against the features of the log, before examples are made of them.
+
+    Args:
+      config: the model's settings.
+      found: the features of generators of sequences in this run.
+      where: the place of the settings in the configuration, such as `generators.m3.model`.
+
+    Raises:
+      ConfigError: context needs a feature that the run does not have, and `skip_absent` is not set.
+    """
+    why = dict(found.left_out)
+    for context in () if config.skip_absent else config.context:
+        for name in features_needed(context):
+            if name not in found.spec:
+                raise ConfigError(
+                    f"{where}.context: {context.name!r} needs the feature {name!r}, which this run does not have "
+                    f"({why.get(name, 'no default one; features.extra could add it')}); leave {context.name!r} out or "
+                    f"set {where}.skip_absent: true"
+                )
 
 
 def _possible(model: Model, features: FeatureListConfig) -> list[Feature]:

@@ -21,9 +21,10 @@ from features.feature_lists import (
 )
 from features.spec import FeatureSpec
 from features.splits import Split, resolve
-from models.sequence_generator import SequenceGenerator
+from models.sequence_generator import SequenceConfig, SequenceGenerator
 from pipeline.config import RunConfig
 from pipeline.model_folder import CANDIDATE_GENERATORS
+from pipeline.named_features import refuse_absent_context
 from pipeline.sources.simulator_config import SimulatorConfig
 
 GENERATOR: Model = "candidate_generator"
@@ -82,11 +83,18 @@ class Run:
 
     @cached_property
     def feature_lists(self) -> dict[Model, FeatureList]:
-        """Model -> its features and those left out; the ranker is absent where it cannot be trained."""
+        """Model -> its features and those left out; the ranker is absent where it cannot be trained.
+
+        Raises:
+          ConfigError: a configured feature, or the context of a sequence model, needs a column that the log lacks.
+        """
         columns = columns_of(self.tables)
         lists = {GENERATOR: default_candidate_features(columns, self.config.features)}
         if any(self.features_of_generator(name) == SEQUENCES for name in self.config.generators):
             lists[SEQUENCES] = default_sequence_features(columns, self.config.features)
+        for name, generator in self.config.generators.items():
+            if isinstance(generator.model, SequenceConfig):
+                refuse_absent_context(generator.model, lists[SEQUENCES], f"generators.{name}.model")
         if self.config.ranker is not None and "impressions" in columns:
             lists[RANKER] = default_ranking_features(columns, self.config.features)
         return lists

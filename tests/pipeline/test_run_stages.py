@@ -7,7 +7,7 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from features.artifacts import publish
-from features.errors import ArtifactError
+from features.errors import ArtifactError, ConfigError
 from pipeline import funnel
 from pipeline.config import RunConfig
 from pipeline.export_stage import REPORT, exported_names, models_to_recommend
@@ -32,6 +32,26 @@ def test_a_first_sequence_model_needs_the_vocabularies_of_its_features(tmp_path:
         stages = model_part(Run(tmp_path, config_of(**models), (), Console(quiet=True)))
         analyses.append(next(stage.settings for stage in stages if stage.name == "analyze"))
     assert analyses[0] != analyses[1] == analyses[2]
+
+
+@pytest.mark.parametrize(
+    ("context", "needed"),
+    [
+        ({"name": "device", "pre": "cross"}, r"'device' needs .* \(table 'watches' has no column 'device'\); .*skip_absent"),
+        ({"name": "mood", "post": "cross"}, "'mood' needs the feature 'watched_mood', which .* features.extra"),
+    ],
+)
+def test_context_that_the_log_does_not_have_is_refused_when_features_are_listed(
+    tmp_path: Path, context: dict, needed: str
+) -> None:
+    tables = platform(users=3)
+    write_tables(tmp_path / "tables", {"watches": tables["watches"].drop_columns(["device"])})
+    model = {**SEQUENCES, "context": [{"name": "time_delta", "pre": "cross"}, context]}
+    with pytest.raises(ConfigError, match=rf"generators\.gru\.model\.context: {needed}") as error:
+        model_part(Run(tmp_path, config_of(gru=model), (), Console(quiet=True)))
+    assert "\n" not in str(error.value)
+    skipping = config_of(gru={**model, "skip_absent": True})
+    assert model_part(Run(tmp_path, skipping, (), Console(quiet=True)))
 
 
 def test_the_first_generator_is_exported_as_retrieval_and_further_ones_by_name() -> None:

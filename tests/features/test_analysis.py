@@ -157,6 +157,20 @@ def test_a_column_without_values_gives_an_empty_vocabulary(tables, tmp_path):
     assert counts(tmp_path, "region") == {}
 
 
+def test_what_was_shown_and_never_chosen_has_a_row_and_what_was_not_shown_has_none(tables, tmp_path):
+    shown = {"user_id": ["a"], "video_id": ["v4"], "timestamp": times(4), "clicked": [False], "device": ["tv"]}
+    sources = pa.array([["home"]], pa.list_(pa.string()))
+    pq.write_table(pa.table({**shown, "candidate_sources": sources}), tables / "impressions" / "part-9.parquet")
+    videos = pq.read_table(tables / "videos" / "part-0.parquet")
+    more = {"video_id": ["v4", "v5"], "uploader_id": ["u9", "u8"], "topics": [["w"], ["q"]]}
+    rest = {"upload_time": times(1, 1), "duration_s": [1.0, 1.0]}
+    pq.write_table(pa.table({**more, **rest}, schema=videos.schema), tables / "videos" / "part-1.parquet")
+    analyze_tables(tables, tmp_path, REQUESTS, split_at(END))
+    assert counts(tmp_path, "clicked_video") == {"v3": 2, "v1": 0, "v4": 0}
+    assert counts(tmp_path, "uploader") == {"u1": 3, "u2": 2, "u9": 0}
+    assert counts(tmp_path, "topic") == {"x": 4, "y": 2, "w": 0}
+
+
 def test_videos_are_weighed_by_clicks_where_there_are_no_watches(tables, tmp_path):
     (tables / "watches" / "part-0.parquet").unlink()
     (tables / "watches" / "part-1.parquet").unlink()

@@ -12,7 +12,7 @@ Example (YAML):
           constants: {origin: recommended}
         users:
           path: users.parquet
-          values: {gender: {F: 0, M: 1}}
+          values: {gender: {F: 0, M: 1, "?": null}}
           extra: {plan: string, followers: number}
         videos:
           path: videos.csv
@@ -61,8 +61,8 @@ class FileTable(Settings):
         default_factory=dict,
         description="s, ms, us, ns or iso, of times (default: seconds or ISO 8601) and of durations (default: s)",
     )
-    values: dict[str, dict[str, bool | int | float | str]] = Field(
-        default_factory=dict, description="canonical column: {value in the files: canonical value}"
+    values: dict[str, dict[str, bool | int | float | str | None]] = Field(
+        default_factory=dict, description="canonical column: {value in the files: canonical value, null for missing}"
     )
     constants: dict[str, bool | int | float | str] = Field(
         default_factory=dict, description="canonical column: the value of every row"
@@ -208,9 +208,10 @@ def _map_values(column: pa.ChunkedArray, values: Mapping[str, Any]) -> pa.Array:
     """Mapped values as text; a value without an entry stays what it is, for validation to judge."""
     text, _ = convert(plain(column)[0], pa.string())
     keys = pa.array(list(values), pa.string())
-    canonical = pa.array([str(value).lower() if isinstance(value, bool) else str(value) for value in values.values()])
-    mapped = canonical.take(pc.index_in(text, value_set=keys))
-    return pc.coalesce(mapped, text)
+    texts = [str(value).lower() if isinstance(value, bool) else str(value) for value in values.values()]
+    none = np.array([value is None for value in values.values()], bool)
+    position = pc.index_in(text, value_set=keys)
+    return pc.if_else(position.is_valid(), pa.array(texts, pa.string(), mask=none).take(position), text)
 
 
 def _suggested_type(column: pa.ChunkedArray) -> pa.DataType:

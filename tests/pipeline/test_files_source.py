@@ -107,6 +107,15 @@ def test_compressed_csv_and_relative_paths_are_read(tmp_path, monkeypatch):
     assert run(tmp_path, watches={"path": "w.csv.gz"}).tables["watches"].kept == 2
 
 
+def test_a_value_that_is_mapped_to_null_is_missing_and_not_judged(tmp_path):
+    watches = write(tmp_path / "w.csv", "user_id,video_id,timestamp\na,v,1714564800\n")
+    users = write(tmp_path / "u.csv", "user_id,gender,language\na,F,en\nb,?,xx\nc,M,de\nd,,xx\n")
+    values = {"gender": {"F": 0, "M": 1, "?": None}, "language": {"xx": None}}
+    run(tmp_path, watches={"path": watches}, users={"path": users, "values": values})
+    rows = {row["user_id"]: (row["gender"], row["language"]) for row in read(tmp_path, "users")}
+    assert rows == {"a": (0.0, "en"), "b": (None, None), "c": (1.0, "de"), "d": (None, None)}
+
+
 def test_values_without_a_mapping_are_judged_like_any_other(tmp_path):
     users = write(tmp_path / "u.csv", "user_id,gender\nu,F\nw,?\n")
     config = ValidationConfig(max_rejected_share=0.5)

@@ -13,13 +13,14 @@ vectors from there on. No label of validation or test enters: histories are thos
 
 import numpy as np
 from pydantic import Field
-from scipy.sparse import coo_matrix, csr_matrix, diags
+from scipy.sparse import coo_matrix, csr_matrix, dia_matrix, diags
 from scipy.sparse.linalg import svds
 
 from features.settings import Settings
 from models.co_watch_embeddings import StartVectors
 
 _FAINTEST = 0.01  # γ^(k-1) below it counts for nothing
+_NOTHING = 1e-6  # of the typical length: what the iteration leaves where there is no transition
 
 
 class TransitionStartConfig(Settings):
@@ -74,7 +75,7 @@ def transition_embeddings(transitions: csr_matrix, dimension: int, config: Trans
     Args:
       transitions: `[num_videos, num_videos]` counts, see `transition_counts`.
       dimension: length of a vector.
-      config: normalisation and scale.
+      config: normalisation and lengths.
 
     Returns:
       The vectors; those of videos without a transition are zero. So are the last dimensions where there are no more
@@ -85,14 +86,7 @@ def transition_embeddings(transitions: csr_matrix, dimension: int, config: Trans
     rank = min(dimension, num_videos - 1)  # svds finds no more
     if rank < 1 or not transitions.nnz:
         return start
-    damping = (
-        diags(
-            (np.asarray(transitions.sum(axis=axis)).ravel() + max(config.shrinkage, np.finfo(float).tiny))
-            ** -config.power
-        )
-        for axis in (1, 0)
-    )
-    normalised = next(damping) @ transitions @ next(damping)
+    normalised = _shrunk(transitions, 1, config) @ transitions @ _shrunk(transitions, 0, config)
     first = np.random.default_rng(config.seed).standard_normal(num_videos)
     left, strengths, right = svds(normalised, k=rank, v0=first)
     left, strengths, right = left[:, ::-1], strengths[::-1], right[::-1].T  # the leading one first
@@ -101,6 +95,13 @@ def transition_embeddings(transitions: csr_matrix, dimension: int, config: Trans
         vectors[1:, :rank] = side * signs * np.sqrt(strengths)
         lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
         typical = np.sqrt(np.mean(lengths[1:] ** 2))
+        own = lengths > _NOTHING * typical
         damped = lengths**config.damping * typical ** (1 - config.damping)
-        vectors *= config.length / np.maximum(damped, np.finfo(np.float32).tiny)
+        vectors *= np.divide(config.length, damped, out=np.zeros_like(lengths), where=own)
     return start
+
+
+def _shrunk(transitions: csr_matrix, axis: int, config: TransitionStartConfig) -> dia_matrix:
+    """D^(-power) of the module's text; axis 1 adds up rows, axis 0 columns."""
+    sums = np.asarray(transitions.sum(axis=axis)).ravel()
+    return diags((sums + max(config.shrinkage, np.finfo(float).tiny)) ** -config.power)

@@ -85,7 +85,9 @@ def test_the_long_range_attends_from_each_event_to_all_up_to_it(units: int):
             past = z[row, : step + 1]
             weights = softmax(past @ z[row, step] / np.sqrt(units))
             np.testing.assert_allclose(encodings[row, step], weights @ past, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(layer.last(INPUTS, HISTORY_LENGTHS), [encodings[0, 3], encodings[1, 1]], rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(
+        layer.last(INPUTS, HISTORY_LENGTHS), [encodings[0, 3], encodings[1, 1]], rtol=1e-6, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("dtype", [tf.float16, tf.bfloat16, tf.float32])

@@ -170,11 +170,11 @@ class M3(SequenceGenerator):
     def states(self, features: Mapping[str, tf.Tensor], training: bool = False) -> tf.Tensor:
         lengths = history_lengths(features)
         inputs, context = self.events(features, training)
-        last_context = None if context is None else of_last_event(context)
-        # Nothing is encoded at step 0, so the steps are those after each event.
-        real = of_last_event(tf.sequence_mask(lengths, tf.shape(inputs)[1]), False)
-        gates = self._gates(of_last_event(inputs), last_context, self.step_context(features), real, training)
-        return of_last_event(self._mixture(gates[:, 1:], lambda encoder: encoder(inputs, lengths), training))
+        # Nothing is encoded at step 0, so gates are those of the steps after each event.
+        after = {name: rows[:, 1:] for name, rows in self.step_context(features).items()}
+        real = tf.sequence_mask(lengths, tf.shape(inputs)[1])
+        gates = self._gates(inputs, context, after, real, training)
+        return of_last_event(self._mixture(gates, lambda encoder: encoder(inputs, lengths), training))
 
     def last_state(self, features: Mapping[str, tf.Tensor], training: bool = False) -> tf.Tensor:
         gates, inputs = self._request_gates(features, training)

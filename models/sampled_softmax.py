@@ -46,7 +46,8 @@ def sampled_cross_entropy(
 ) -> tf.Tensor:
     """Sampled softmax cross-entropy of each example, with a gradient of its own.
 
-    Automatic differentiation would keep and walk several `[batch, sampled]` matrices; the gradient below needs one.
+    It is log(1 + exp(x)) with x = log(sum of the negatives' exponentials) - the label's corrected logit. Automatic
+    differentiation would keep and walk several `[batch, sampled]` matrices; the gradient below needs one.
 
     Args:
       queries: `[batch, d]` float32.
@@ -70,24 +71,23 @@ def sampled_cross_entropy(
     @tf.custom_gradient
     def loss(queries: tf.Tensor, true_vectors: tf.Tensor, sampled_vectors: tf.Tensor) -> tuple[tf.Tensor, Callable]:
         true_logits = tf.reduce_sum(queries * true_vectors, axis=1) + true_offset
-        logits = multiply(queries, sampled_vectors, transpose_b=True) + sampled_offset
+        # Fused with the product, which an addition is not: passes over this matrix take as long as the products.
+        logits = tf.nn.bias_add(multiply(queries, sampled_vectors, transpose_b=True), sampled_offset)
         logits = tf.where(hits, logits.dtype.min, logits)
-        largest = tf.maximum(tf.reduce_max(logits, axis=1), true_logits)
-        exponentials = tf.exp(logits - largest[:, tf.newaxis])
-        true_exponential = tf.exp(true_logits - largest)
-        total = tf.reduce_sum(exponentials, axis=1) + true_exponential
+        among_sampled = tf.nn.softmax(logits)
+        # Of any column log(sum of exponentials) is logit - log(probability); the likeliest has no underflow.
+        log_sampled = tf.reduce_max(logits, axis=1) - tf.math.log(tf.reduce_max(among_sampled, axis=1))
+        against = log_sampled - true_logits  # the log-odds that the label is a sampled one
 
         def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-            scale = upstream / total
-            probabilities = exponentials * scale[:, tf.newaxis]
-            true_gradient = (true_exponential * scale - upstream)[:, tf.newaxis]
+            shift = (upstream * tf.sigmoid(against))[:, tf.newaxis]
             return (
-                multiply(probabilities, sampled_vectors) + true_gradient * true_vectors,
-                true_gradient * queries,
-                multiply(probabilities, queries, transpose_a=True),
+                shift * (multiply(among_sampled, sampled_vectors) - true_vectors),
+                -shift * queries,
+                multiply(among_sampled, shift * queries, transpose_a=True),
             )
 
-        return tf.math.log(total) + largest - true_logits, gradient
+        return tf.math.softplus(against), gradient
 
     return loss(queries, true_vectors, sampled_vectors)
 

@@ -128,8 +128,8 @@ class Events(NamedTuple):
 class SequenceGenerator(CandidateGenerator):
     """Base of the sequence models; see the module's text.
 
-    A batch has the features of the specification, among them `watched_video_ids` `[batch, L]` int32 and `watch_count`
-    `[batch]` float32, and for training what `attach_step_labels` adds.
+    A batch has the features of the specification, among them `watched_video_ids` `[batch, L]` int32 (L > 0) and
+    `watch_count` `[batch]` float32, and for training what `attach_step_labels` adds.
 
     Args:
       config: sizes and loss.

@@ -211,10 +211,9 @@ class Ranker(TrainedModel):
         bias = "zeros" if config.hidden_units else prior
         dtype = None if config.hidden_units else "float32"  # the logits are never computed in half precision
         fan_in = self.query_inputs.width + self.impression_inputs.width
-        self.query_dense = _dense(first, self.query_inputs.width, "query_dense", bias, dtype, fan_in)
-        self.impression_dense = _dense(
-            first, self.impression_inputs.width, "impression_dense", bias=None, dtype=dtype, fan_in=fan_in
-        )
+        self.query_dense = _dense(first, self.query_inputs.width, "query_dense", None, dtype, fan_in)
+        self.impression_dense = _dense(first, self.impression_inputs.width, "impression_dense", None, dtype, fan_in)
+        self.first_bias = self.add_weight("first_bias", (first,), initializer=bias)
         self.hidden = [
             _dense(units, below, f"hidden_{depth}")
             for depth, (below, units) in enumerate(pairwise(config.hidden_units), start=2)
@@ -227,7 +226,7 @@ class Ranker(TrainedModel):
         self.click_auc = tf_keras.metrics.AUC(name="click_auc", from_logits=True)
 
     def query_activations(self, features: Mapping[str, tf.Tensor], training: bool = False) -> tf.Tensor:
-        """The query's part of the first layer, once per request: `[batch]` features -> `[batch, units]`."""
+        """The query's part of the first layer, once per request: `[batch]` features -> `[batch, units]`, no bias."""
         return self.query_dense(self.query_inputs(features, training=training))
 
     def score(
@@ -243,7 +242,9 @@ class Ranker(TrainedModel):
         activations = self.impression_dense(self.impression_inputs(features, training=training))
         if activations.shape.rank == 3:
             query_activations = query_activations[:, tf.newaxis, :]
-        logits = query_activations + activations
+        # After the sum: on some CPUs TensorFlow 2.20 fails to fuse a product, its bias, a sum and a ReLU, and says so.
+        sums = query_activations + activations
+        logits = tf.nn.bias_add(sums, tf.cast(self.first_bias, sums.dtype))
         if self.heads is not None:
             activations = self.drop(tf.nn.relu(logits), training=training)
             for layer in self.hidden:

@@ -60,7 +60,7 @@ class CoWatch:
 
 def fit_co_watch(watches: Interactions, backoff: float) -> CoWatch:
     """Counts the transitions between consecutive watches of the same user (order-only history included)."""
-    return CoWatch(transition_counts(watches), watches.watch_counts / watches.watch_counts.sum(), backoff)
+    return CoWatch(next_watch_counts(watches), watches.watch_counts / watches.watch_counts.sum(), backoff)
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def decayed_watches(histories: Histories, num_videos: int, decay: float) -> sp.c
     return sp.coo_matrix(entries, shape=(len(histories), num_videos)).tocsr()
 
 
-def transition_counts(watches: Interactions) -> sp.csr_matrix:
+def next_watch_counts(watches: Interactions) -> sp.csr_matrix:
     """`[videos, videos]` how often j came right after i in a user's watches; i itself too, where watched again."""
     before, after = watches.videos[:-1], watches.videos[1:]
     counted = watches.users[:-1] == watches.users[1:]

@@ -5,7 +5,7 @@ import pytest
 import scipy.sparse as sp
 
 from pipeline.evaluation.baselines.als import AlsConfig, fit_als
-from pipeline.evaluation.baselines.co_watch import fit_co_watch, fit_recent_co_watch, transition_counts
+from pipeline.evaluation.baselines.co_watch import fit_co_watch, fit_recent_co_watch, next_watch_counts
 from pipeline.evaluation.baselines.ease import fit_ease
 from pipeline.evaluation.baselines.interactions import US_PER_DAY, Histories, Interactions
 from pipeline.evaluation.baselines.item_knn import fit_item_knn
@@ -66,7 +66,7 @@ def test_recent_popularities_are_named_by_what_they_are():
 def test_co_watch_counts_and_back_off_by_hand():
     # User 3 watched 0 again; nothing leads from one user to the next.
     np.testing.assert_array_equal(
-        transition_counts(THREE_USERS).toarray(), [[1, 2, 0, 0], [1, 0, 1, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
+        next_watch_counts(THREE_USERS).toarray(), [[1, 2, 0, 0], [1, 0, 1, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
     )
     popularity = np.array([4, 3, 1, 0]) / 8
     scores = fit_co_watch(THREE_USERS, backoff=2.0).score(histories([1, 0], [0, 2], [], [1]))

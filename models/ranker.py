@@ -213,7 +213,7 @@ class Ranker(TrainedModel):
         fan_in = self.query_inputs.width + self.impression_inputs.width
         self.query_dense = _dense(first, self.query_inputs.width, "query_dense", None, dtype, fan_in)
         self.impression_dense = _dense(first, self.impression_inputs.width, "impression_dense", None, dtype, fan_in)
-        self.first_bias = self.add_weight("first_bias", (first,), initializer=bias)
+        self.first_bias = Bias(first, bias, name="first_bias", dtype=dtype)
         self.hidden = [
             _dense(units, below, f"hidden_{depth}")
             for depth, (below, units) in enumerate(pairwise(config.hidden_units), start=2)
@@ -242,9 +242,7 @@ class Ranker(TrainedModel):
         activations = self.impression_dense(self.impression_inputs(features, training=training))
         if activations.shape.rank == 3:
             query_activations = query_activations[:, tf.newaxis, :]
-        # After the sum: on some CPUs TensorFlow 2.20 fails to fuse a product, its bias, a sum and a ReLU, and says so.
-        sums = query_activations + activations
-        logits = tf.nn.bias_add(sums, tf.cast(self.first_bias, sums.dtype))
+        logits = self.first_bias(query_activations + activations)
         if self.heads is not None:
             activations = self.drop(tf.nn.relu(logits), training=training)
             for layer in self.hidden:
@@ -362,6 +360,18 @@ def _require(what: str, names: Iterable[str], found: Mapping[str, Any]) -> None:
             raise ConfigError(
                 f"ranker: expected {what} {name!r}, found {', '.join(sorted(found)) or 'none'}; run the earlier stages"
             )
+
+
+class Bias(tf_keras.layers.Layer):
+    """Of a sum of products; in one of them TensorFlow 2.20 fails to fuse it with sum and ReLU on CPUs with AVX-512."""
+
+    def __init__(self, units: int, initializer: str | tf_keras.initializers.Initializer, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.bias = self.add_weight("bias", (units,), initializer=initializer)
+        self.built = True
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        return tf.nn.bias_add(inputs, self.bias)
 
 
 def _dense(

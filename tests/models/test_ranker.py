@@ -113,7 +113,7 @@ def test_split_first_layer_is_one_dense_layer_on_the_concatenation(hidden_units)
     data = batch()
     x = np.concatenate([model.query_inputs(data), model.impression_inputs(data)], axis=1)
     kernel = np.concatenate([model.query_dense.kernel, model.impression_dense.kernel])
-    x = x @ kernel + model.first_bias
+    x = x @ kernel + model.first_bias.bias
     for layer in [*model.hidden, *([model.heads] if model.heads else [])]:
         x = np.maximum(x, 0) @ layer.kernel + layer.bias
     output = model(data)

@@ -180,11 +180,11 @@ class RawRequests:
         candidate = _longest_list(gather_videos(self.videos.topics, self.candidate))
         # A loop over the candidates' topics that this batch has: the graph is the same for any catalogue, and a video
         # with hundreds of topics costs time in its own requests only.
-        candidate = tf.transpose(tf.where(candidate == 0, -1, candidate), [2, 0, 1])[..., tf.newaxis, tf.newaxis]
+        candidate = tf.where(candidate == 0, -1, candidate)[..., tf.newaxis, tf.newaxis]
         _, same = tf.while_loop(
-            lambda place, same: place < tf.shape(candidate)[0],
-            lambda place, same: (place + 1, same | tf.reduce_any(watched == candidate[place], axis=-1)),
-            (0, tf.zeros([tf.shape(watched)[0], tf.shape(candidate)[2], self.watches.video.shape[1]], tf.bool)),
+            lambda place, same: place < tf.shape(candidate)[2],
+            lambda place, same: (place + 1, same | tf.reduce_any(watched == candidate[:, :, place], axis=-1)),
+            (0, tf.zeros([tf.shape(watched)[0], tf.shape(candidate)[1], self.watches.video.shape[1]], tf.bool)),
         )
         return same
 

@@ -174,7 +174,7 @@ def own_contenders(space: VideoSpace, watched: np.ndarray, scratch: Path, smoke:
     raw = RawFeatures(spec, make_encoder(vocabularies, catalogue), FeatureListConfig())
     leaves = round(2 * math.sqrt(sizes.videos))
     contenders = []
-    for searched in (None,) if smoke else (leaves // 40, leaves // 20, leaves // 10):
+    for searched in (None,) if smoke else (leaves // 40, leaves // 27, leaves // 20, leaves // 10):
         started = time.perf_counter()
         config = IndexConfig(exact_below=1, tree_from=1, leaves_to_search=searched)
         index = Index(space.vectors, ids, config)

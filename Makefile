@@ -40,7 +40,7 @@ lint: $(INSTALLED) ## Style of the code (ruff).
 types: $(INSTALLED) ## Types (mypy).
 	$(BIN)/mypy
 
-bench: $(INSTALLED) $(PEERS)/.installed ## Speed benchmarks, beside peers in an environment of their own (about half an hour).
+bench: $(INSTALLED) $(PEERS)/.installed ## Speed benchmarks, beside peers in an environment of their own (about 20 minutes).
 	$(BIN)/python -m benchmarks.speed all --peers $(PEERS)/bin/python
 
 $(PEERS)/.installed: benchmarks/speed/requirements-peers.txt

@@ -39,6 +39,9 @@ class CoWatchConfig(Settings):
     shrinkage: float = Field(default=10.0, ge=0, description="users added to every video's count; damps rare videos")
     scale: float = Field(default=0.3, gt=0, description="root mean square of the values of the vectors")
     seed: int = Field(default=0, ge=0, description="of the iteration's start")
+    max_examples: int = Field(
+        default=2_000_000, ge=1, description="training examples whose watches are counted, at most"
+    )
 
 
 def co_watch_embeddings(

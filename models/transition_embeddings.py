@@ -37,6 +37,9 @@ class TransitionStartConfig(Settings):
         description="of lengths: 0 leaves them in proportion, where popularity is not steep; 1 makes all equal",
     )
     seed: int = Field(default=0, ge=0, description="of the iteration's start")
+    max_examples: int = Field(
+        default=2_000_000, ge=1, description="training examples whose watches are counted, at most"
+    )
 
 
 def transition_counts(

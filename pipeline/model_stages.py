@@ -70,7 +70,7 @@ def fit_generator(run: Run, name: str, spec: FeatureSpec | None = None, keep: bo
     attributes = class_attributes(run, config.model, features)
     if config.model.loss == Loss.CO_WATCHED:
         attributes[CO_WATCHED] = _co_watched(examples, sizes["video"])
-    start = _start(examples, of_sequences, sizes["video"], config)
+    start = _start(examples, of_sequences, sizes["video"], config, run.console.print)
 
     generator: Any = CANDIDATE_GENERATORS[config.model.kind]
 
@@ -206,21 +206,26 @@ def _retrieval_map(columns: ExampleColumns) -> Callable[[Any], dict[str, float]]
     return lambda model: retrieval_map(model, columns)
 
 
-def _start(examples: ExampleSet, of_sequences: bool, num_videos: int, config: GeneratorConfig) -> StartVectors | None:
-    """Video vectors from the histories and labels of the training examples."""
+def _start(
+    examples: ExampleSet, of_sequences: bool, num_videos: int, config: GeneratorConfig, say: Callable[[str], object]
+) -> StartVectors | None:
+    """Video vectors from the histories and labels of the training examples; `say` is told before the long part."""
     if config.transition_start is not None:
         weights = [LABEL_WEIGHTS] if of_sequences else []
-        table = examples.read(Part.TRAIN, ["user_id", "label_timestamp", SEQUENCE, LABEL, *weights])
+        wanted = ["user_id", "label_timestamp", SEQUENCE, LABEL, *weights]
+        table = examples.read(Part.TRAIN, wanted, config.transition_start.max_examples)
         transitions = transition_counts(*watched_sequences(table), num_videos, config.transition_start.decay)
+        say(f"video vectors start from {transitions.nnz:,} transitions between {num_videos:,} videos")
         return transition_embeddings(transitions, config.model.dimension, config.transition_start)
     if config.co_watch_start is None:
         return None
     bags = [f.name for f in examples.features if f.kind == Kind.CATEGORICAL and f.id_space == "video" and f.multivalent]
-    table = examples.read(Part.TRAIN, ["user_id", LABEL, *bags])
+    table = examples.read(Part.TRAIN, ["user_id", LABEL, *bags], config.co_watch_start.max_examples)
     entries = [(table[LABEL].to_numpy(), np.ones(len(table), np.int64))]
     entries += [(pc.list_flatten(table[b]).to_numpy(), pc.list_value_length(table[b]).to_numpy()) for b in bags]
     users = table["user_id"].combine_chunks().dictionary_encode().indices.to_numpy()
     entered = entries_of_bags(users, entries)
+    say(f"video vectors start from {len(entered[0]):,} watches of {num_videos:,} videos")
     return co_watch_embeddings(*entered, num_videos, config.model.dimension, config.co_watch_start)
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pyarrow as pa
@@ -103,6 +104,17 @@ def test_batches_hold_the_rows_of_the_files_in_order(sets: dict[str, ExampleSet]
     assert max(len(batch) for batch in batches) == 17
     assert batches[0].schema.names == ["group_id", "clicked"]
     assert pa.Table.from_batches(batches) == examples.read(Part.TRAIN, ["group_id", "clicked"])
+
+
+@pytest.mark.parametrize("rows", [1, 40, 10**6])
+def test_the_first_rows_of_a_part_are_read_alone(sets: dict[str, ExampleSet], rows: int) -> None:
+    examples = sets["ranker"]
+    with mock.patch("pyarrow.parquet.read_table", wraps=pq.read_table) as reading:
+        found = examples.read(Part.TRAIN, ["group_id", "clicked"], at_most=rows)
+    assert found == examples.read(Part.TRAIN, ["group_id", "clicked"]).slice(0, rows)
+    of_files = [pq.read_metadata(file).num_rows for file in examples.files(Part.TRAIN)]
+    enough = next((n for n in range(1, len(of_files) + 1) if sum(of_files[:n]) >= rows), len(of_files))
+    assert reading.call_count == enough
 
 
 def test_refitting_counts_the_example_age_from_the_end_of_validation(sets: dict[str, ExampleSet]) -> None:

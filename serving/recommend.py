@@ -85,9 +85,11 @@ class Recommender:
         self._nominations: dict[str, int] = {}
         self._index_sizes: dict[str, int] = {}
         self._ranking: ConcreteFunction | None = None
+        self._fed: list[ConcreteFunction] = []
         for folder in models:
             manifest = read_manifest(folder)
             self._models.append(tf.saved_model.load(str(folder)))
+            self._fed.append(self._models[-1].signatures["features"])
             if manifest["model"] == RANKING:
                 self._ranking = self._models[-1].signatures[RANKING]
             else:
@@ -119,7 +121,7 @@ class Recommender:
         )
         nominated = {source: self._nominated(retrieval, requests) for source, retrieval in self._retrieval.items()}
         rows = blend(nominated)
-        notes = self._notes(user_id, now, watched)
+        notes = self._notes(user_id, now, watched) + self._unread(requests, request or {})
         if not rows:
             notes.append(f"nothing is left to recommend: user {user_id!r} watched every video of the index")
         elif len(rows) < count:
@@ -202,6 +204,22 @@ class Recommender:
                 f"user {user_id!r} watched nothing before {now:%Y-%m-%d %H:%M}: recommended from what else is known"
             ]
         return [f"user {user_id!r} is not in the log: recommended as to a user about whom nothing is known"]
+
+    def _unread(self, requests: pa.Table, request: Mapping[str, Any]) -> list[str]:
+        """A note for each given column of the request that no model reads, or whose value none of them knows."""
+        given = {name: value for name, value in request.items() if value is not None}
+        if not given:
+            return []
+        of_models = [self._call(fed, requests) for fed in self._fed]
+        inputs = {name for fed in self._fed for name in fed.structured_input_signature[1]}
+        notes = []
+        for name, value in given.items():
+            rows = [features[name] for features in of_models if name in features]
+            if name not in inputs:
+                notes.append(f"no exported model reads {name}: the list is the same without it")
+            elif rows and all(np.issubdtype(row.dtype, np.integer) and not row.any() for row in rows):
+                notes.append(f"no exported model met {name} {value!r} in training: recommended as for an unknown one")
+        return notes
 
 
 def blend(nominated: Mapping[str, Sequence[tuple[str, float]]]) -> list[Recommendation]:

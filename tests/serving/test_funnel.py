@@ -201,6 +201,16 @@ def test_an_unknown_user_gets_a_list_and_a_note(recommender: Recommender):
     assert found.notes == ["user 'nobody 👤' is not in the log: recommended as to a user about whom nothing is known"]
 
 
+def test_what_is_asked_for_and_no_model_knows_or_reads_is_told(recommender: Recommender, platform: Platform):
+    pages = pc.unique(read_table(platform.run / "tables", "impressions", ["page"])["page"]).to_pylist()
+    assert not any("page" in note for note in recommender.recommend("nobody", request={"page": pages[0]}).notes)
+    notes = recommender.recommend("nobody", request={"page": "nowhere", "device": None, "mood": "blue"}).notes
+    assert notes[1:] == [
+        "no exported model met page 'nowhere' in training: recommended as for an unknown one",
+        "no exported model reads mood: the list is the same without it",
+    ]
+
+
 def test_a_list_shorter_than_asked_for_says_what_bounds_it(recommender: Recommender):
     found = recommender.recommend("nobody", count=500)
     assert len(found.rows) == 40  # k

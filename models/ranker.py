@@ -363,7 +363,7 @@ def _require(what: str, names: Iterable[str], found: Mapping[str, Any]) -> None:
 
 
 class Bias(tf_keras.layers.Layer):
-    """Of a sum of products; in one of them TensorFlow 2.20 fails to fuse it with sum and ReLU on CPUs with AVX-512."""
+    """Added once products are summed: TensorFlow 2.20 with oneDNN cannot fuse a product, its bias, a sum and a ReLU."""
 
     def __init__(self, units: int, initializer: str | tf_keras.initializers.Initializer, **kwargs: Any) -> None:
         super().__init__(**kwargs)

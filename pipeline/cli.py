@@ -72,7 +72,11 @@ def main() -> None:
 
 @contextmanager
 def interruptions_kept() -> Iterator[None]:
-    """Notes an interruption, and raises it again if it came in a callback of C code, which prints and drops it."""
+    """Notes an interruption, and raises it again if it came in a callback of C code, which prints and drops it.
+
+    C code may make an error of its own of it first.
+    """
+    _asked_to_stop.clear()
     printed, ignored = sys.excepthook, sys.unraisablehook
     handler = signal.getsignal(signal.SIGINT)
 
@@ -82,7 +86,7 @@ def interruptions_kept() -> Iterator[None]:
             handler(number, frame)
 
     def kept(kind: type[BaseException]) -> bool:
-        dropped = issubclass(kind, KeyboardInterrupt)
+        dropped = issubclass(kind, KeyboardInterrupt) or _asked_to_stop.is_set()
         if dropped:  # a moment later, when the callback has returned
             threading.Timer(0.05, _thread.interrupt_main).start()
         return dropped
@@ -105,6 +109,7 @@ def interruptions_kept() -> Iterator[None]:
 
 def _interrupted() -> NoReturn:
     """Stages continue; what is no run begins again."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one would cut the line short
     begins_again = sys.argv[1:2] in (["simulate"], ["recommend"], ["configs"])
     _say("interrupted:", f"run the same command again to {'begin again' if begins_again else 'continue'}")
     sys.stdout.flush()

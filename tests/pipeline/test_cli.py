@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 import pytest
 
@@ -67,6 +68,19 @@ def test_an_interruption_that_a_library_drops_is_raised_again(drop: Callable[[ty
     with pytest.raises(KeyboardInterrupt), interruptions_kept():
         drop(KeyboardInterrupt)
         time.sleep(20)
+
+
+@pytest.mark.usefixtures("interruptible")
+@pytest.mark.parametrize("drop", [RaisesWhenRemoved, print_and_go_on])
+def test_what_a_library_makes_of_an_interruption_and_drops_is_raised_as_the_interruption(
+    drop: Callable[[type[BaseException]], object], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(KeyboardInterrupt), interruptions_kept():
+        with suppress(KeyboardInterrupt):  # C code that turns it into an error of its own
+            signal.raise_signal(signal.SIGINT)
+        drop(SystemError)
+        time.sleep(20)
+    assert "SystemError" not in capsys.readouterr().err
 
 
 def test_other_errors_that_a_library_drops_are_printed_as_before(capsys: pytest.CaptureFixture[str]) -> None:

@@ -178,5 +178,9 @@ def replica_mean(losses: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
       losses: `[batch]` float32.
       weights: `[batch]` float32, not negative; all zero gives 0.
     """
-    replicas = tf.distribute.get_strategy().num_replicas_in_sync
-    return tf.math.divide_no_nan(tf.reduce_sum(losses * weights), tf.reduce_sum(weights)) / replicas
+    return tf.math.divide_no_nan(tf.reduce_sum(losses * weights), tf.reduce_sum(weights)) / replicas()
+
+
+def replicas() -> int:
+    """How many the strategy in force has."""
+    return tf.distribute.get_strategy().num_replicas_in_sync

@@ -24,12 +24,11 @@ from pydantic import Field
 from features.errors import ConfigError
 from features.quantiles import Quantiles, quantiles_as_json, quantiles_from_json
 from features.settings import Settings
-from features.spec import Feature, FeatureSpec, Kind, Normaliser, Side
+from features.spec import FeatureSpec, Normaliser, Side
 from models.calibration import CalibrationConfig, Expectations, WatchTimeCalibration, fit_watch_time_calibration
-from models.candidate_generator import WEIGHT, TrainedModel, batch_signature, replica_mean
+from models.candidate_generator import WEIGHT, TrainedModel, batch_signature, replica_mean, replicas
 from models.embeddings import SharedEmbeddings, embedding_dimension
-from models.quantile_normalization import QuantileNormalization
-from models.scaling import powers, scale
+from models.side_inputs import SideInputs
 from models.weighted_logistic_regression import (
     LabelStatistics,
     Objective,
@@ -95,67 +94,6 @@ class RankerPrediction(NamedTuple):
     expected_watch_time_s: tf.Tensor
 
 
-class SideInputs(tf_keras.layers.Layer):
-    """Features of one side as one vector: embeddings, then x̃, x̃², √x̃ and "is missing" of the continuous ones.
-
-    Missing is told apart from the least value by an input of its own, 1 where the value is NaN.
-
-    Args:
-      features: of one side, in the order of the concatenation.
-      embeddings: the tables shared by both sides.
-      quantiles: feature name -> its quantiles, for the features of `Normaliser.QUANTILE`.
-      config: the ranker's.
-    """
-
-    def __init__(
-        self,
-        features: tuple[Feature, ...],
-        embeddings: SharedEmbeddings,
-        quantiles: Mapping[str, Quantiles],
-        config: RankerConfig,
-        name: str,
-    ) -> None:
-        # The inputs are raw values; half precision would round them before they are normalised.
-        super().__init__(name=name, autocast=False)
-        self._categorical = tuple(f for f in features if f.kind == Kind.CATEGORICAL)
-        self._scaled = tuple(f for f in features if f.normaliser == Normaliser.SCALE)
-        self._quantile = tuple(f for f in features if f.normaliser == Normaliser.QUANTILE)
-        self._embeddings = embeddings
-        self._config = config
-        self._normalise = (
-            QuantileNormalization({f.name: quantiles[f.name] for f in self._quantile}) if self._quantile else None
-        )
-        per_value = 3 if config.powers else 1
-        continuous = len(self._scaled) + len(self._quantile)
-        self.width = sum(embeddings.dimension(f) for f in self._categorical)
-        self.width += per_value * len(self._quantile) + len(self._scaled) + continuous
-        self.width = max(self.width, 1)
-
-    def call(self, inputs: Mapping[str, tf.Tensor], training: bool = False) -> tf.Tensor:
-        """Tensors by feature name, `[...]` or bags `[..., max_length]` -> `[..., width]`."""
-        parts = [self._embed(feature, inputs[feature.name], training) for feature in self._categorical]
-        if self._scaled or self._quantile:
-            raw = [tf.cast(inputs[f.name], tf.float32) for f in (*self._scaled, *self._quantile)]
-            stacked = tf.stack(raw, axis=-1)
-            parts += [scale(f, value)[..., tf.newaxis] for f, value in zip(self._scaled, raw, strict=False)]
-            if self._normalise is not None:
-                normalised = self._normalise(stacked[..., len(self._scaled) :])
-                parts += powers(normalised) if self._config.powers else [normalised]
-            parts.append(tf.cast(tf.math.is_nan(stacked), tf.float32))
-        if not parts:  # no query features: one row for all requests; TensorFlow's fused dense layer needs a column
-            return tf.zeros([1, 1], self.compute_dtype)
-        return tf.concat([tf.cast(part, self.compute_dtype) for part in parts], axis=-1)
-
-    def _embed(self, feature: Feature, rows: tf.Tensor, training: bool) -> tf.Tensor:
-        if training and self._config.id_dropout:
-            rows = tf.where(tf.random.uniform(tf.shape(rows)) < self._config.id_dropout, 0, rows)
-        vector = self._embeddings(feature, rows)
-        if training and self._config.embedding_l2:
-            squares = tf.reduce_sum(tf.square(tf.cast(vector, tf.float32)), axis=-1)
-            self.add_loss(self._config.embedding_l2 * tf.reduce_mean(squares) / _replicas())
-        return vector
-
-
 class Ranker(TrainedModel):
     """The ranking network of Covington et al. 2016, section 4.
 
@@ -202,9 +140,17 @@ class Ranker(TrainedModel):
             for space in spec.id_spaces
         }
         self.embeddings = SharedEmbeddings(vocabulary_sizes, dimensions, stddev=config.embedding_stddev)
-        self.query_inputs = SideInputs(spec.side(Side.QUERY), self.embeddings, quantiles, config, name="query_inputs")
-        self.impression_inputs = SideInputs(
-            spec.side(Side.IMPRESSION), self.embeddings, quantiles, config, name="impression_inputs"
+        self.query_inputs, self.impression_inputs = (
+            SideInputs(
+                spec.side(side),
+                self.embeddings,
+                quantiles,
+                powers=config.powers,
+                id_dropout=config.id_dropout,
+                embedding_l2=config.embedding_l2,
+                name=f"{side}_inputs",
+            )
+            for side in (Side.QUERY, Side.IMPRESSION)
         )
         prior = tf_keras.initializers.Constant([labels.prior_logit(config.objective), labels.prior_click_logit()])
         first = config.hidden_units[0] if config.hidden_units else 2
@@ -297,7 +243,7 @@ class Ranker(TrainedModel):
         loss = replica_mean(watch + config.click_loss_weight * click, weight)
         if training and config.l2:
             dense = (self.query_dense, self.impression_dense, *self.hidden, *([self.heads] if self.heads else []))
-            loss += config.l2 * tf.add_n([tf.nn.l2_loss(layer.kernel) * 2 for layer in dense]) / _replicas()
+            loss += config.l2 * tf.add_n([tf.nn.l2_loss(layer.kernel) * 2 for layer in dense]) / replicas()
         return loss
 
     def impression_losses(self, output: RankerOutput, inputs: Mapping[str, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
@@ -398,7 +344,3 @@ def _dense(
     )
     layer.build((None, inputs))
     return layer
-
-
-def _replicas() -> int:
-    return tf.distribute.get_strategy().num_replicas_in_sync

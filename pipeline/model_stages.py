@@ -5,7 +5,6 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 from rich.table import Table
 
@@ -14,18 +13,16 @@ from features.artifacts import MANIFEST, file_sha256, read_manifest
 from features.candidate_examples import SEQUENCE
 from features.example_reader import ExampleSet
 from features.settings import Settings
-from features.spec import FeatureSpec, Kind, Side
+from features.spec import FeatureSpec, Side
 from features.splits import Part
 from features.vocabulary import Vocabulary
 from models.calibration import Expectations, at_equal_rank
 from models.candidate_generator import LABEL, WEIGHT
-from models.co_watch_embeddings import StartVectors, co_watch_embeddings, entries_of_bags
 from models.co_watched_softmax import CO_WATCHED, co_watched_videos
 from models.ranker import CLICKED, WATCH_TIME_S, Ranker, RankerConfig
 from models.sampled_softmax import Loss
 from models.samplers import attach_label_probability, attach_negatives, make_sampler
 from models.sequence_generator import LABEL_WEIGHTS, SequenceGenerator, attach_step_labels
-from models.transition_embeddings import transition_counts, transition_embeddings
 from models.two_tower import TwoTower, TwoTowerConfig
 from models.weighted_logistic_regression import LabelStatistics, Objective
 from pipeline.config import GeneratorConfig, GeneratorModel
@@ -34,6 +31,7 @@ from pipeline.model_folder import CANDIDATE_GENERATORS, save_model
 from pipeline.ranking_validation import validation_metrics
 from pipeline.retrieval_validation import retrieval_map
 from pipeline.run import EXAMPLES, RANKER, SEQUENCES, Run
+from pipeline.start_vectors import start_vectors
 from pipeline.training import Trained, train
 from pipeline.vectors import attribute_rows
 
@@ -70,7 +68,7 @@ def fit_generator(run: Run, name: str, spec: FeatureSpec | None = None, keep: bo
     attributes = class_attributes(run, config.model, features)
     if config.model.loss == Loss.CO_WATCHED:
         attributes[CO_WATCHED] = _co_watched(examples, sizes["video"])
-    start = _start(examples, of_sequences, sizes["video"], config, run.console.print)
+    start = start_vectors(examples, of_sequences, sizes["video"], config, run.console.print)
 
     generator: Any = CANDIDATE_GENERATORS[config.model.kind]
 
@@ -204,48 +202,6 @@ def _negatives(run: Run, config: GeneratorConfig, columns: ExampleColumns, of_se
 
 def _retrieval_map(columns: ExampleColumns) -> Callable[[Any], dict[str, float]]:
     return lambda model: retrieval_map(model, columns)
-
-
-def _start(
-    examples: ExampleSet, of_sequences: bool, num_videos: int, config: GeneratorConfig, say: Callable[[str], object]
-) -> StartVectors | None:
-    """Video vectors from the histories and labels of the training examples; `say` is told before the long part."""
-    if config.transition_start is not None:
-        weights = [LABEL_WEIGHTS] if of_sequences else []
-        wanted = ["user_id", "label_timestamp", SEQUENCE, LABEL, *weights]
-        table = examples.read(Part.TRAIN, wanted, config.transition_start.max_examples)
-        transitions = transition_counts(*watched_sequences(table), num_videos, config.transition_start.decay)
-        say(f"video vectors start from {transitions.nnz:,} transitions between {num_videos:,} videos")
-        return transition_embeddings(transitions, config.model.dimension, config.transition_start)
-    if config.co_watch_start is None:
-        return None
-    bags = [f.name for f in examples.features if f.kind == Kind.CATEGORICAL and f.id_space == "video" and f.multivalent]
-    table = examples.read(Part.TRAIN, ["user_id", LABEL, *bags], config.co_watch_start.max_examples)
-    entries = [(table[LABEL].to_numpy(), np.ones(len(table), np.int64))]
-    entries += [(pc.list_flatten(table[b]).to_numpy(), pc.list_value_length(table[b]).to_numpy()) for b in bags]
-    users = table["user_id"].combine_chunks().dictionary_encode().indices.to_numpy()
-    entered = entries_of_bags(users, entries)
-    say(f"video vectors start from {len(entered[0]):,} watches of {num_videos:,} videos")
-    return co_watch_embeddings(*entered, num_videos, config.model.dimension, config.co_watch_start)
-
-
-def watched_sequences(table: pa.Table) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Rows, lengths and `counted` as `transition_counts` wants them: each history and the label that follows it.
-
-    Every transition counts once: those to labels, and within the history of a user's first example.
-    """
-    histories = table[SEQUENCE].combine_chunks()
-    lengths = pc.list_value_length(histories).to_numpy(zero_copy_only=False)
-    users = table["user_id"].combine_chunks().dictionary_encode().indices.to_numpy()
-    order = np.lexsort((table["label_timestamp"].to_numpy(), users))
-    first = np.zeros(len(users), bool)
-    first[order[np.diff(users[order], prepend=-1) != 0]] = True
-    counted = np.repeat(first, lengths)
-    if LABEL_WEIGHTS in table.column_names:
-        counted |= pc.list_flatten(table[LABEL_WEIGHTS]).to_numpy() > 0
-    ends = np.cumsum(lengths)
-    rows = np.insert(pc.list_flatten(histories).to_numpy(), ends, table[LABEL].to_numpy())
-    return rows, lengths + 1, np.insert(counted, ends, True)
 
 
 def _co_watched(examples: ExampleSet, num_videos: int) -> np.ndarray:

@@ -3,11 +3,16 @@
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 import models  # noqa: F401
 
 if TYPE_CHECKING:
     from tests.end_to_end.conftest import Funnel
+
+# Property tests see the same examples in every run, however loaded the machine is.
+settings.register_profile("repeatable", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("repeatable")
 
 
 @pytest.fixture(scope="session")

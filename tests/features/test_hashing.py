@@ -3,7 +3,7 @@ import sys
 
 import numpy as np
 import pyarrow as pa
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from features.hashing import combine, hash_strings, mix, shares
@@ -20,7 +20,6 @@ def test_hashes_are_the_same_in_another_process() -> None:
     assert other.strip() == str(hash_strings(pa.array(WORDS), 3).tolist())
 
 
-@settings(derandomize=True, deadline=None)
 @given(st.lists(st.text(max_size=30), max_size=20), st.integers(0, 5))
 def test_a_hash_depends_on_the_bytes_alone_and_not_on_the_neighbours(words: list[str], start: int) -> None:
     whole = hash_strings(pa.array(words, pa.string()))

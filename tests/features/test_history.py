@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from features.catalogue import build_catalogue
@@ -123,7 +123,7 @@ def logs(rows: list[dict[str, Any]], name: str) -> pa.Table:
     return made.append_column("time_known", made["timestamp"].is_valid())
 
 
-@settings(max_examples=100, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=100)
 @given(
     watched=st.lists(watches, max_size=14),
     shown=st.lists(impressions, max_size=14),

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from features.errors import ConfigError
@@ -44,17 +44,22 @@ def test_any_leading_shape_gives_what_numpy_gives(shape):
     np.testing.assert_array_equal(layer(values).numpy(), expected.astype(np.float32))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(st.floats(-(2.0**40), 2.0**40, width=32, allow_subnormal=False), min_size=4, max_size=4),
     st.lists(st.floats(width=32, allow_subnormal=False), min_size=1, max_size=5),
 )
+@example([-2.8579206404366865e-34, 8105.0, 8105.0, 8105.0], [0.0])
 def test_wild_values_give_what_numpy_gives(boundaries, values):
     boundaries = np.sort(np.array(boundaries))
     values = np.array([*values, *boundaries], np.float32)
     layer = QuantileNormalization({"a": quantiles(boundaries)})
-    np.testing.assert_array_equal(
-        layer(values[:, np.newaxis]).numpy()[:, 0], normalise(values, boundaries).astype(np.float32)
+    # TensorFlow takes what is below the smallest normal float32 for zero
+    np.testing.assert_allclose(
+        layer(values[:, np.newaxis]).numpy()[:, 0],
+        normalise(values, boundaries).astype(np.float32),
+        rtol=0,
+        atol=np.finfo(np.float32).tiny,
     )
 
 

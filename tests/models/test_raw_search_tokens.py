@@ -24,7 +24,7 @@ def test_golden_file():
     assert tokens([entry["query"] for entry in GOLDEN]) == [entry["tokens"] for entry in GOLDEN]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=30), min_size=1, max_size=5))
 def test_any_text_gives_the_tokens_of_the_beam_job(queries):
     assert tokens(queries) == beam_search_tokens(pa.array(queries)).to_pylist()

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
@@ -295,7 +295,7 @@ def test_a_large_day_is_written_in_parts_that_stay_in_order(tmp_path, monkeypatc
     st.lists(st.tuples(st.sampled_from("ab"), st.sampled_from("xy"), st.integers(0, 200)), min_size=1, max_size=40),
     st.integers(1, 7),
 )
-@settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=15)
 def test_any_chunking_gives_the_rows_of_a_plain_sort_without_repetitions(tmp_path_factory, rows, chunk_rows):
     folder = tmp_path_factory.mktemp("ingest")
     table = watches([(user, video, NOON + hour * HOUR) for user, video, hour in rows])

@@ -7,7 +7,7 @@ from decimal import Decimal
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from features.errors import DataError
@@ -19,13 +19,6 @@ from pipeline.sources.validation import Reason, ValidationConfig, check_chunk
 NOW = datetime(2024, 6, 1, tzinfo=UTC)
 NOON = datetime(2024, 5, 1, 12, tzinfo=UTC)
 CONFIG = ValidationConfig()
-
-
-def repeatable(max_examples: int) -> settings:
-    """The same examples in every run, however loaded the machine is."""
-    return settings(
-        max_examples=max_examples, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
-    )
 
 
 def chunk(columns: dict, **more) -> RawChunk:
@@ -245,7 +238,7 @@ def test_times_in_every_unit_are_the_same_moment(raw, unit):
 
 
 @given(st.datetimes(datetime(1, 1, 3), datetime(9999, 12, 28)), st.integers(-14 * 60, 14 * 60))
-@repeatable(100)
+@settings(max_examples=100)
 def test_iso_times_equal_those_of_the_standard_library(moment, offset_minutes):
     aware = moment.replace(tzinfo=timezone(timedelta(minutes=offset_minutes)))
     times, bad = convert(pa.array([aware.isoformat()]), WATCHES.schema.field("timestamp").type)
@@ -255,7 +248,7 @@ def test_iso_times_equal_those_of_the_standard_library(moment, offset_minutes):
 
 
 @given(st.integers(0, 9999), st.integers(0, 99), st.integers(0, 99), st.integers(0, 99))
-@repeatable(100)
+@settings(max_examples=100)
 def test_only_dates_of_the_calendar_are_times(year, month, day, hour):
     text = f"{year:04d}-{month:02d}-{day:02d}T{hour:02d}:00"
     try:
@@ -276,7 +269,7 @@ numbers = st.one_of(
 
 @given(st.lists(numbers, max_size=20))
 @example(["1e400", "-1e400", ".", "+", "1e", ".5", "5.", "\u0663"])
-@repeatable(100)
+@settings(max_examples=100)
 def test_text_is_a_number_exactly_when_it_reads_as_a_finite_one(texts):
     values, bad = convert(pa.array(texts, pa.string()), pa.float64())
     for text, value, wrong in zip(texts, values.to_pylist(), bad, strict=True):
@@ -300,7 +293,7 @@ wild_rows = st.lists(st.tuples(wild_ids, wild_ids, wild_times, wild_seconds, wil
 
 
 @given(wild_rows)
-@repeatable(100)
+@settings(max_examples=100)
 def test_wild_rows_are_kept_or_rejected_and_what_is_kept_obeys_the_contract(rows):
     columns = list(zip(*rows, strict=True)) or [(), (), (), (), ()]
     kinds = [pa.string(), pa.string(), pa.string(), pa.float64(), pa.float64()]
@@ -329,7 +322,7 @@ def test_wild_rows_are_kept_or_rejected_and_what_is_kept_obeys_the_contract(rows
     ),
     st.booleans(),
 )
-@repeatable(84)
+@settings(max_examples=84)
 def test_any_column_type_converts_or_is_marked(raw_type, target, missing):
     samples = {
         pa.int8(): -5,

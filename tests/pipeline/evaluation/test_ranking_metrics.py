@@ -93,7 +93,7 @@ impression = st.tuples(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(impression, min_size=1, max_size=25))
 def test_pairs_and_auc_equal_double_loops(rows):
     user, page, clicked, seconds, score = (np.array(column) for column in zip(*rows, strict=True))

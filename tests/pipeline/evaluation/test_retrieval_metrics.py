@@ -54,7 +54,7 @@ def test_all_nan_or_minus_infinity_is_no_perfect_score():
     np.testing.assert_array_equal(target_ranks(scores, examples([1, 2], [1, 1], np.zeros((2, 3)))).among_all, [3, 3])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data())
 def test_ranks_equal_a_double_loop(data):
     n, videos = data.draw(st.integers(1, 6)), data.draw(st.integers(1, 6))

@@ -108,6 +108,10 @@ class LongRange(tf_keras.layers.Layer):
     Where d_in and d_enc differ, the inputs are projected first and the projections are queries, keys and values: the
     paper writes the values of equation 15 as z, and asks for outputs of d_enc.
 
+    The 1/√d of equation 13 is for elements of variance 1, while embeddings start with length 1 here. So the projection
+    starts d_enc^(1/4) times as large as other layers: attention would start even over all events otherwise, and beside
+    a range that learns sooner it stays so.
+
     Args:
       inputs: d_in.
       units: d_enc.
@@ -115,7 +119,7 @@ class LongRange(tf_keras.layers.Layer):
 
     def __init__(self, inputs: int, units: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.projection = _linear(inputs, units, "projection") if inputs != units else None
+        self.projection = _linear(inputs, units, "projection", gain=units**0.25) if inputs != units else None
         self.built = True
 
     def call(self, inputs: tf.Tensor, lengths: tf.Tensor) -> tf.Tensor:
@@ -157,7 +161,9 @@ def _real(inputs: tf.Tensor, lengths: tf.Tensor) -> tf.Tensor:
     return tf.sequence_mask(lengths, tf.shape(inputs)[1])[:, tf.newaxis]
 
 
-def _linear(inputs: int, units: int, name: str, bias: bool = False) -> tf_keras.layers.Dense:
-    layer = tf_keras.layers.Dense(units, use_bias=bias, name=name)
+def _linear(inputs: int, units: int, name: str, bias: bool = False, gain: float = 1.0) -> tf_keras.layers.Dense:
+    """A linear layer that starts from Glorot's uniform distribution times `gain`."""
+    start = tf_keras.initializers.VarianceScaling(gain**2, mode="fan_avg", distribution="uniform")
+    layer = tf_keras.layers.Dense(units, use_bias=bias, name=name, kernel_initializer=start)
     layer.build((None, inputs))
     return layer

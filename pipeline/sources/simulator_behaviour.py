@@ -33,6 +33,7 @@ class Moment:
     focus: np.ndarray  # [n] topic the user is currently into
     followed: np.ndarray  # [n, FOLLOWED] next episodes that are waiting and available
     seed: np.ndarray  # [n] video watched just before in this session
+    cherished: np.ndarray  # [n] the first video of the seed's uploader that the user completed, where another one
 
     def __getitem__(self, rows: np.ndarray) -> "Moment":
         return Moment(
@@ -44,6 +45,7 @@ class Moment:
             self.focus[rows],
             self.followed[rows],
             self.seed[rows],
+            self.cherished[rows],
         )
 
     def __len__(self) -> int:

@@ -63,6 +63,13 @@ class SimulatorConfig(Settings):
     duration_fit: float = _switch("devices have preferred durations; a wrong one weakens choice and completion")
     rewatch: float = _switch("a recently watched video is chosen less")
     heavy_users: float = _switch("a few users are very active (share 1% at strength 1)", 20.0)
+    replays: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="share of watches from outside, after one of an uploader, that return to the first video of theirs "
+        "the user completed; off by default",
+    )
 
     @model_validator(mode="after")
     def _check_scale(self) -> "SimulatorConfig":

@@ -21,6 +21,7 @@ from pipeline.sources.simulator_behaviour import (
 )
 from pipeline.sources.simulator_candidates import Candidates
 from pipeline.sources.simulator_platform import (
+    EXTERNAL,
     HOUR_US,
     SEARCH,
     WATCH_NEXT,
@@ -91,6 +92,10 @@ class _Simulation:
         self.ignored = np.full((U, MEMORY), -1, np.int32)
         self.watched_count = np.zeros(U, np.int64)
         self.ignored_count = np.zeros(U, np.int64)
+        # of each uploader the first video that the user completed; only where users return to it, since it is large
+        self.first_completed = (
+            np.full((U, platform.config.uploaders), -1, np.int32) if platform.config.replays else None
+        )
         self.modes = np.cumsum(mode_probabilities(platform), 1)
         self.policy_topics = np.cumsum(platform.long_term, 1)
         self.examination = examination(platform)
@@ -127,6 +132,7 @@ class _Simulation:
         self.focus[users] = np.where(first & (new_focus >= 0), new_focus, self.focus[users])
         bins = (time_us - platform.start_us) // platform.bin_us
         followed = self.followed[users]
+        seed = np.where(first, -1, self.last_watch[users])
         moment = Moment(
             user=users,
             time_us=time_us,
@@ -135,14 +141,15 @@ class _Simulation:
             device=schedule.device[session],
             focus=self.focus[users],
             followed=np.where(followed < platform.available[bins][:, None], followed, -1),
-            seed=np.where(first, -1, self.last_watch[users]),
+            seed=seed,
+            cherished=self._cherished(users, seed),
         )
         mode = (self.rng.random(len(users))[:, None] >= self.modes[(moment.seed >= 0).astype(int), :-1]).sum(1)
         step = self.taken + np.arange(len(users))
         self.taken += len(users)
         self.steps.add(
             user=users, time_us=time_us, bin=bins, device=moment.device, focus=moment.focus,
-            followed=moment.followed, seed=moment.seed, mode=mode,
+            followed=moment.followed, seed=moment.seed, cherished=moment.cherished, mode=mode,
         )  # fmt: skip
         found = np.flatnonzero(mode >= SEARCH)
         shown = np.flatnonzero(mode < SEARCH)
@@ -151,6 +158,13 @@ class _Simulation:
             outcomes.append(self._show(moment[shown], mode[shown], step[shown]))
         for outcome in outcomes:
             self._watch(*outcome)
+
+    def _cherished(self, users: np.ndarray, seed: np.ndarray) -> np.ndarray:
+        """What users may return to after the video `seed` (-1: none before): a video, or -1."""
+        if self.first_completed is None:
+            return np.full(len(users), -1)
+        video = self.first_completed[users, self.platform.uploader[seed]]
+        return np.where((seed >= 0) & (video != seed), video, -1)
 
     # Watches by search or from outside
 
@@ -166,6 +180,9 @@ class _Simulation:
                 rng, asked, source, np.arange(len(asked)), topics[searching]
             )
             self._record_searches(asked, group[searching], video[searching], step[searching])
+        waiting = np.flatnonzero((mode == EXTERNAL) & (moment.cherished >= 0))
+        returns = waiting[rng.random(len(waiting)) < self.platform.config.replays]
+        video[returns] = moment.cherished[returns]
         video = self._accepted(moment, mode, topics, group, video)
         watched = np.ones(len(mode), bool)
         delay_us = np.zeros(len(mode), np.int64)
@@ -313,6 +330,11 @@ class _Simulation:
         place = (self.watched_count[part.user] + rank) % MEMORY
         self.watched[part.user, place] = video
         self.watched_count[part.user[last]] += rank[last] + 1
+        if self.first_completed is not None:
+            finished = np.flatnonzero(completed)[::-1]  # the first of several is written last
+            place = (part.user[finished], platform.uploader[video[finished]])
+            new = self.first_completed[place] < 0
+            self.first_completed[place[0][new], place[1][new]] = video[finished][new]
         if platform.config.series:
             episodes = np.flatnonzero(platform.series[video] >= 0)
             for j in range(int(rank[episodes].max(initial=-1)) + 1):
@@ -337,7 +359,7 @@ NOTHING = np.zeros((1, 1), bool)
 
 STEP_COLUMNS: dict[str, type] = {
     "user": np.int32, "time_us": np.int64, "bin": np.int32, "device": np.int8, "focus": np.int16,
-    "followed": np.int32, "seed": np.int32, "mode": np.int8,
+    "followed": np.int32, "seed": np.int32, "cherished": np.int32, "mode": np.int8,
 }  # fmt: skip
 WATCH_COLUMNS: dict[str, type] = {
     "user": np.int32, "time_us": np.int64, "video": np.int32, "watch_time_s": np.float64, "completed": np.bool_,

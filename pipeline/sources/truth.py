@@ -25,7 +25,7 @@ from pipeline.sources.simulator_config import SimulatorConfig
 from pipeline.sources.simulator_platform import EXTERNAL, HOME, HOUR_US, SEARCH, WATCH_NEXT, Platform
 from pipeline.sources.simulator_sessions import SEARCH_ABANDONED, mode_probabilities
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 class Given(StrEnum):
@@ -161,6 +161,7 @@ class Truth:
             focus=state["focus"],
             followed=state["followed"],
             seed=state["seed"],
+            cherished=state["cherished"],
         )
 
     def _remembered(self, events: dict[str, np.ndarray], steps: np.ndarray, dtype: type) -> np.ndarray:
@@ -192,7 +193,12 @@ class Truth:
     def _external(self, pairs: Pairs) -> np.ndarray:
         topics = topic_probabilities(self.platform, pairs.moment, pairs.page)
         weight = self._candidates.probabilities(pairs.moment, EXTERNAL, topics) * pairs.acceptance()
-        return weight / weight.sum(1, keepdims=True)
+        chosen = weight / weight.sum(1, keepdims=True)
+        cherished = pairs.moment.cherished
+        rows = np.flatnonzero(cherished >= 0)
+        chosen[rows] *= 1 - self.platform.config.replays
+        chosen[rows, cherished[rows]] += self.platform.config.replays
+        return chosen
 
     def _searched(self, pairs: Pairs, steps: np.ndarray, given: Given) -> np.ndarray:
         """`[n, V]` distribution of the watched video over queries, or of the query that was made."""

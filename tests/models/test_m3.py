@@ -90,6 +90,16 @@ def test_the_long_range_attends_from_each_event_to_all_up_to_it(units: int):
     )
 
 
+def test_attention_starts_neither_even_nor_on_one_event():
+    tf_keras.utils.set_random_seed(1)
+    layer = LongRange(80, 64)
+    z = RANDOM.normal(size=(1000, 80)) / np.sqrt(80)  # of length 1, as embeddings start
+    values = z @ layer.weights[0].numpy()
+    own = (values * values).sum(1) / np.sqrt(64)
+    # Glorot's variance 2 / (80 + 64) times √64, over 64 elements of inputs of length 1, over √64
+    assert own.mean() == pytest.approx(8 * 2 / 144 * 64 / 8, rel=0.1)
+
+
 @pytest.mark.parametrize("dtype", [tf.float16, tf.bfloat16, tf.float32])
 def test_attention_is_finite_in_half_precision_and_zero_over_nothing(dtype: tf.DType):
     values = tf.constant(RANDOM.normal(size=(3, 4, 64)) * 600, dtype)  # products beyond float16's 65504

@@ -16,6 +16,7 @@ from pipeline.sources.simulator_platform import DAY_US, DEVICES, PAGES, generate
 SWITCHES = (
     "long_term_taste", "short_term_taste", "demographics", "context", "time_of_day", "series", "freshness", "clickbait",
     "churn", "position", "loyalty", "related", "language", "duration_fit", "rewatch", "heavy_users",
+    "replays",
 )  # fmt: skip
 
 
@@ -212,6 +213,23 @@ def spread_of_durations(logs: SimulatedLogs) -> float:
     return float(np.log(np.asarray(logs.tables["videos"]["duration_s"])).std())
 
 
+def returns_to_the_first_completed(logs: SimulatedLogs) -> float:
+    """Of watches from outside within a session, the share of the first video that the user completed of the uploader
+    just watched, where that was another one."""
+    f = Frame(logs)
+    session = np.append(False, (f.user[1:] == f.user[:-1]) & (np.diff(f.time_us) < 3_600_000_000))
+    uploader, completed = f.platform.uploader[f.video], f.events["completed"].to_numpy()
+    first: dict[tuple[int, int], int] = {}
+    returned = []
+    for i, (user, video) in enumerate(zip(f.user.tolist(), f.video.tolist(), strict=True)):
+        waiting = first.get((user, uploader[i - 1]), -1)
+        if session[i] and f.page[i] == PAGES.index("external") and waiting not in (-1, f.video[i - 1]):
+            returned.append(video == waiting)
+        if completed[i]:
+            first.setdefault((user, uploader[i]), video)
+    return float(np.mean(returned))
+
+
 Statistic = Callable[[SimulatedLogs], float]
 # effect, what measures it, its range with the switch on and with the switch off
 EFFECTS: list[tuple[str, Statistic, tuple[float, float], tuple[float, float]]] = [
@@ -234,6 +252,7 @@ EFFECTS: list[tuple[str, Statistic, tuple[float, float], tuple[float, float]]] =
     ("duration_fit", longer_on_tv, (0.3, 2), (-0.05, 0.05)),
     ("rewatch", repeats, (0, 0.08), (0.12, 0.5)),
     ("heavy_users", heavy_share, (0.12, 0.6), (0.02, 0.09)),
+    ("replays", returns_to_the_first_completed, (0.97, 1), (0, 0.05)),
     ("searches", queries_asked, (0.15, 0.3), (0, 0)),
     ("external", from_outside, (0.5, 0.75), (0, 0)),
 ]
@@ -317,4 +336,4 @@ def test_every_switch_is_tested() -> None:
     described = {
         name for name, field in SimulatorConfig.model_fields.items() if field.default == 1.0 and name != "seed"
     }
-    assert described == {effect[0] for effect in EFFECTS} | {"context"}
+    assert described | {"replays"} == {effect[0] for effect in EFFECTS} | {"context"}

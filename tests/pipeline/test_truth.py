@@ -122,6 +122,18 @@ def test_labels_are_as_frequent_as_their_probability_says(
     assert_calibrated(p, labels(logs.truth, watches))
 
 
+@pytest.mark.parametrize("completed_only", [False, True])
+def test_replays_are_as_frequent_as_their_probability_says(completed_only: bool) -> None:
+    logs = simulate(CONFIG.model_copy(update={"uploaders": 24, "replays": 0.6}))
+    watches = logs.tables["watches"]
+    if completed_only:
+        watches = watches.filter(watches["completed"])
+    watches = sampled(watches)
+    p = logs.truth.next_watch_probabilities(*keys(watches), completed_only=completed_only)
+    assert p.max() > 0.3  # of an outside watch, six of ten
+    assert_calibrated(p, labels(logs.truth, watches))
+
+
 def assert_calibrated(p: np.ndarray, label: np.ndarray) -> None:
     """In every range of probabilities, as many labels as the probabilities add up to."""
     own = p[np.arange(len(p)), label]

@@ -14,7 +14,7 @@ from pipeline.sources.simulator_platform import Platform, softmax
 SHORT_TERM_PULL = 2.2  # logits added to the topic a user is currently into
 CLICK_BASE = -2.3
 COMPLETION_BASE = -0.1
-PREFERRED_DURATION_S = np.array([240.0, 600.0, 1800.0, 480.0])  # by device
+PREFERRED_DURATION_S = np.array([240.0, 600.0, 1800.0, 480.0])  # by kind of device
 COMPLETED_SHARE = 0.9  # watched to this share of its length, a watch counts as completed
 MINIMUM_ACCEPTANCE = 0.05
 MEMORY = 64  # how many watches, and how many ignored impressions, a user remembers
@@ -108,7 +108,8 @@ class Pairs:
     def misfit(self) -> np.ndarray:
         """How wrong the duration is for the device: squared log ratio, at most 3; zero with the switch off."""
         ratio = (
-            np.log(self.platform.duration_s)[self.videos] - np.log(PREFERRED_DURATION_S)[self.moment.device][:, None]
+            np.log(self.platform.duration_s)[self.videos]
+            - np.log(PREFERRED_DURATION_S)[self.platform.device_kind(self.moment.device)][:, None]
         )
         return self.platform.config.duration_fit * np.minimum(0.5 * ratio**2, 3.0)
 

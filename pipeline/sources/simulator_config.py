@@ -36,6 +36,7 @@ class SimulatorConfig(Settings):
         gt=0,
         description="mean number of visits to a page, searches and direct watches per user in the window",
     )
+    device_models: int = Field(default=1, ge=1, description="models of each kind of device, each a context of its own")
     slots: int = Field(default=8, ge=1, description="videos shown on one page")
     back_catalogue: float = Field(default=0.6, ge=0, le=1, description="share of the videos uploaded before the window")
     popularity_bin_hours: float = Field(
@@ -63,6 +64,12 @@ class SimulatorConfig(Settings):
     duration_fit: float = _switch("devices have preferred durations; a wrong one weakens choice and completion")
     rewatch: float = _switch("a recently watched video is chosen less")
     heavy_users: float = _switch("a few users are very active (share 1% at strength 1)", 20.0)
+    reversal: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="share of the topics whose liking a device turns around; off by default",
+    )
     replays: float = Field(
         default=0.0,
         ge=0,

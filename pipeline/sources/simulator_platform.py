@@ -73,6 +73,18 @@ class Platform:
     episode: np.ndarray  # [V] from 1, 0 none
     next_episode: np.ndarray  # [V] video, -1 none
 
+    @property
+    def device_names(self) -> list[str]:
+        """`[D]` kinds of devices, numbered by model where there are several."""
+        models = self.config.device_models
+        if models == 1:
+            return list(DEVICES)
+        return [f"{kind} {model}" for kind in DEVICES for model in range(1, models + 1)]
+
+    def device_kind(self, device: np.ndarray) -> np.ndarray:
+        """Places in `DEVICES` of devices."""
+        return device // self.config.device_models
+
     @cached_property
     def start_us(self) -> int:
         return int(self.config.start.timestamp()) * 1_000_000
@@ -139,6 +151,11 @@ class Platform:
         return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "config"}
 
 
+def of_models(shares: np.ndarray, config: SimulatorConfig) -> np.ndarray:
+    """`[..., 4]` shares of the kinds of devices -> `[..., D]` those of their models, which are alike."""
+    return np.repeat(shares / config.device_models, config.device_models, axis=-1)
+
+
 def softmax(logits: np.ndarray) -> np.ndarray:
     """Softmax over the last axis."""
     weight = np.exp(logits - logits.max(-1, keepdims=True))
@@ -157,7 +174,9 @@ def generate_platform(config: SimulatorConfig) -> Platform:
     K = config.topics
     topic_base = 0.5 * topics.standard_normal(K)
     hours = 2 * np.pi * (np.arange(24)[:, None] - topics.uniform(0, 24, K)) / 24
-    gate = topics.normal(0, 0.45, (len(PAGES), 1, K)) + topics.normal(0, 0.45, (1, len(DEVICES), K))
+    devices = len(DEVICES) * config.device_models
+    gate = topics.normal(0, 0.45, (len(PAGES), 1, K)) + topics.normal(0, 0.45, (1, devices, K))
+    turned = np.random.default_rng([config.seed, 6]).random((1, devices, K)) < config.reversal
     uploaders = _draw_uploaders(np.random.default_rng([config.seed, 2]), config, topic_base)
     videos = _draw_videos(np.random.default_rng([config.seed, 3]), config, uploaders)
     users = _draw_users(np.random.default_rng([config.seed, 4]), config, topic_base, uploaders)
@@ -165,7 +184,7 @@ def generate_platform(config: SimulatorConfig) -> Platform:
         config=config,
         topic_base=topic_base,
         topic_hour=0.8 * config.time_of_day * np.cos(hours),
-        gate=np.exp(config.context * gate),
+        gate=np.exp(config.context * gate) * np.where(turned, -1.0, 1.0),
         **users,
         **videos,
     )
@@ -292,7 +311,7 @@ def _draw_users(
         "user_gender": gender,
         "user_age": age,
         "user_logged_in": rng.random(U) < 0.85,
-        "user_device": rng.choice(len(DEVICES), U, p=DEVICE_SHARES),
+        "user_device": rng.choice(len(DEVICES) * config.device_models, U, p=of_models(DEVICE_SHARES, config)),
     }
 
 

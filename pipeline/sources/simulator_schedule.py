@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.sources.simulator_platform import DEVICE_SHARES, HOUR_US, Platform, draw_rows
+from pipeline.sources.simulator_platform import DEVICE_SHARES, HOUR_US, Platform, draw_rows, of_models
 
 SECOND_US = 1_000_000
 STEPS_PER_SESSION = 4.0
@@ -41,7 +41,7 @@ def draw_schedule(rng: np.random.Generator, platform: Platform) -> Schedule:
     hour = start_us // HOUR_US % 24
     evening = np.minimum(config.time_of_day, 1.0) * np.cos(2 * np.pi * (hour - 20) / 24)
     shares = DEVICE_SHARES * np.exp(evening[:, None] * np.array([-0.4, -0.4, 1.0, 0.3]))
-    other = draw_rows(rng, np.cumsum(shares, 1))
+    other = draw_rows(rng, np.cumsum(of_models(shares, config), 1))
     device = np.where(rng.random(n) < 0.6, platform.user_device[user], other)
     topic = draw_rows(rng, np.cumsum(platform.long_term, 1)[user])
     new_focus = np.where(rng.random(n) < FOCUS_CHANGE, topic, -1)

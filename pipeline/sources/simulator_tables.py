@@ -14,7 +14,7 @@ from pipeline.sources.simulator_names import (
     uploader_names,
     video_titles,
 )
-from pipeline.sources.simulator_platform import DEVICES, LANGUAGES, PAGES, REGIONS, Platform
+from pipeline.sources.simulator_platform import LANGUAGES, PAGES, REGIONS, Platform
 from pipeline.sources.simulator_sessions import SessionLogs
 from pipeline.sources.truth import Truth, numbered_ids
 
@@ -60,7 +60,7 @@ def canonical_tables(platform: Platform, logs: SessionLogs) -> tuple[dict[str, p
     linked = watched["impression"] >= 0
     watch_time[watched["impression"][linked]] = watched["watch_time_s"][linked]
     tables = {
-        "watches": _watches(ids, watched, watched_order, shown_rank, impression_ids),
+        "watches": _watches(platform, ids, watched, watched_order, shown_rank, impression_ids),
         "impressions": _impressions(platform, ids, shown, shown_order, impression_ids, watch_time),
         "searches": _searches(platform, ids, logs.searches),
         "users": _users(platform, ids),
@@ -70,7 +70,12 @@ def canonical_tables(platform: Platform, logs: SessionLogs) -> tuple[dict[str, p
 
 
 def _watches(
-    ids: Ids, watched: dict[str, np.ndarray], order: np.ndarray, shown_rank: np.ndarray, impression_ids: pa.Array
+    platform: Platform,
+    ids: Ids,
+    watched: dict[str, np.ndarray],
+    order: np.ndarray,
+    shown_rank: np.ndarray,
+    impression_ids: pa.Array,
 ) -> pa.Table:
     w = {name: column[order] for name, column in watched.items()}
     linked = w["impression"] >= 0
@@ -83,7 +88,7 @@ def _watches(
         "watch_time_s": pa.array(w["watch_time_s"]),
         "completed": pa.array(w["completed"]),
         "page": _names(PAGES, w["page"]),
-        "device": _names(DEVICES, w["device"]),
+        "device": _names(platform.device_names, w["device"]),
         "origin": _names(ORIGINS, w["page"]),
         "impression_id": _optional(impression_ids, impression),
     }
@@ -110,7 +115,7 @@ def _impressions(
         "clicked": pa.array(s["clicked"]),
         "watch_time_s": pa.array(watch_time, mask=np.isnan(watch_time)),
         "page": _names(PAGES, s["page"]),
-        "device": _names(DEVICES, s["device"]),
+        "device": _names(platform.device_names, s["device"]),
         "position": pa.array(s["position"].astype(np.int64)),
         "request_id": request_ids.take(pa.array(np.cumsum(new_request) - 1)),
         "impression_id": impression_ids,

@@ -27,6 +27,7 @@ _CONTEXT = (
     ContextFeature(name="page", pre=Use.CONCATENATE, post=Use.CONCATENATE),
     ContextFeature(name="device", pre=Use.CONCATENATE, post=Use.CONCATENATE),
     ContextFeature(name="time_delta", pre=Use.CONCATENATE),
+    ContextFeature(name="uploader", pre=Use.CONCATENATE, dimension=16),
 )
 
 

@@ -95,7 +95,7 @@ def test_temporal_range_tells_every_model_beside_m3r(untrained: Callable[[str], 
     for name, (found, _, over, *_) in rows.items():
         assert found["value"] == pytest.approx(untrained(name))
         assert over["value"] == pytest.approx(untrained(name) - untrained("M3R-TSL"))
-    assert "ranges: M3R-SL over M3R-L" in text and "one_range: M3R-TSL over Context-GRU" in text
+    assert "ranges: M3R-SL over M3R-L" in text and "no_replays: M3R-TSL over Context-GRU" in text
 
 
 def test_context_fusion_tells_every_use_of_context(untrained: Callable[[str], float], tmp_path: Path) -> None:

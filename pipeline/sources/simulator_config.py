@@ -37,6 +37,9 @@ class SimulatorConfig(Settings):
         description="mean number of visits to a page, searches and direct watches per user in the window",
     )
     device_models: int = Field(default=1, ge=1, description="models of each kind of device, each a context of its own")
+    main_device: float = Field(
+        default=0.6, ge=0, le=1, description="share of a user's sessions on one device; the others are on any"
+    )
     slots: int = Field(default=8, ge=1, description="videos shown on one page")
     back_catalogue: float = Field(default=0.6, ge=0, le=1, description="share of the videos uploaded before the window")
     popularity_bin_hours: float = Field(

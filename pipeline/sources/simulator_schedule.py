@@ -42,7 +42,7 @@ def draw_schedule(rng: np.random.Generator, platform: Platform) -> Schedule:
     evening = np.minimum(config.time_of_day, 1.0) * np.cos(2 * np.pi * (hour - 20) / 24)
     shares = DEVICE_SHARES * np.exp(evening[:, None] * np.array([-0.4, -0.4, 1.0, 0.3]))
     other = draw_rows(rng, np.cumsum(of_models(shares, config), 1))
-    device = np.where(rng.random(n) < 0.6, platform.user_device[user], other)
+    device = np.where(rng.random(n) < config.main_device, platform.user_device[user], other)
     topic = draw_rows(rng, np.cumsum(platform.long_term, 1)[user])
     new_focus = np.where(rng.random(n) < FOCUS_CHANGE, topic, -1)
 

@@ -36,7 +36,9 @@ class SimulatorConfig(Settings):
         gt=0,
         description="mean number of visits to a page, searches and direct watches per user in the window",
     )
-    device_models: int = Field(default=1, ge=1, description="models of each kind of device, each a context of its own")
+    device_models: int = Field(
+        default=1, ge=1, description="models of each kind of device; each acts on taste in its own way"
+    )
     main_device: float = Field(
         default=0.6, ge=0, le=1, description="share of a user's sessions on one device; the others are on any"
     )

@@ -332,6 +332,44 @@ def test_page_and_device_multiply_taste_and_do_nothing_when_off() -> None:
     assert off.std() < 0.4 * (ratio - ratio.mean((0, 1))).std()
 
 
+def liking_by_device(logs: SimulatedLogs) -> np.ndarray:
+    """`[devices, topics]` how much more often users who like a topic watch it than users who do not."""
+    names, platform = logs.truth.platform.device_names, logs.truth.platform
+    f = Frame(logs)
+    device = np.array([names.index(d) for d in f.events["device"].to_pylist()])
+    found = f.page >= 2  # search and external: the topic comes from the user alone
+    likes = platform.taste > np.median(platform.taste, axis=0)
+    return np.array(
+        [
+            [
+                (f.topic[found & (device == d) & likes[f.user, k]] == k).mean()
+                - (f.topic[found & (device == d) & ~likes[f.user, k]] == k).mean()
+                for k in range(platform.config.topics)
+            ]
+            for d in range(len(names))
+        ]
+    )
+
+
+def test_a_device_turns_the_liking_of_some_topics_around() -> None:
+    some = {"long_term_taste": 1.0, "device_models": 2, "main_device": 0.0, "topics": 6}
+    logs = simulate(quiet(**some, reversal=0.5))
+    gate = logs.truth.platform.gate[0]
+    assert logs.truth.platform.device_names[:3] == ["phone 1", "phone 2", "desktop 1"]
+    assert 0.3 < (gate < 0).mean() < 0.7
+    assert ((liking_by_device(logs) > 0) == (gate > 0)).mean() > 0.95
+    assert (liking_by_device(simulate(quiet(**some))) > 0).mean() > 0.95
+
+
+@pytest.mark.parametrize(("main_device", "most"), [(0.0, (0.3, 0.6)), (1.0, (1, 1))])
+def test_the_main_device_has_its_share_of_a_users_sessions(main_device: float, most: tuple[float, float]) -> None:
+    f = Frame(simulate(quiet(main_device=main_device)))
+    counts = np.zeros((f.platform.config.users, len(DEVICES)))
+    np.add.at(counts, (f.user, f.device), 1)
+    counts = counts[counts.sum(1) >= 40]
+    assert most[0] <= (counts.max(1) / counts.sum(1)).mean() <= most[1]
+
+
 def test_every_switch_is_tested() -> None:
     described = {
         name for name, field in SimulatorConfig.model_fields.items() if field.default == 1.0 and name != "seed"

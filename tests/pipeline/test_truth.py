@@ -123,8 +123,8 @@ def test_labels_are_as_frequent_as_their_probability_says(
 
 
 @pytest.mark.parametrize("completed_only", [False, True])
-def test_replays_are_as_frequent_as_their_probability_says(completed_only: bool) -> None:
-    logs = simulate(CONFIG.model_copy(update={"uploaders": 24, "replays": 0.6}))
+def test_replays_and_turned_tastes_are_as_frequent_as_their_probability_says(completed_only: bool) -> None:
+    logs = simulate(CONFIG.model_copy(update={"uploaders": 24, "replays": 0.6, "reversal": 0.4, "device_models": 2}))
     watches = logs.tables["watches"]
     if completed_only:
         watches = watches.filter(watches["completed"])

@@ -12,9 +12,11 @@ Worlds:
 - `decisive`, the simulator whose pages and devices multiply users' tastes three times as strongly as its default, with
   neither series nor favourite uploaders, so that taste decides nearly all that is watched.
 - `turned`, where each of 16 devices turns the users' liking of half of the topics around, a product of user and context
-  that no sum comes near, and stable taste decides the rest; twice the users, for there is more to learn. Figure 4 alone.
+  that no sum comes near, and stable taste decides the rest; with twice the users, for there is more to learn.
 - `no_context`, the same without the turning: neither device nor hour nor the time between watches tells anything of
-  what is watched. Figure 4 alone, whose context holds that of the others.
+  what is watched.
+
+In the last two Figure 4 alone is measured, whose context holds that of the others.
 """
 
 from collections.abc import Mapping

@@ -40,7 +40,7 @@ class Frame:
         self.video = numbers(self.events["video_id"])
         self.topic = self.platform.topic[self.video]
         self.page = np.array([PAGES.index(p) for p in self.events["page"].to_pylist()])
-        self.device = np.array([DEVICES.index(d) for d in self.events["device"].to_pylist()])
+        self.device = np.array([self.platform.device_names.index(d) for d in self.events["device"].to_pylist()])
 
 
 def numbers(ids: pa.ChunkedArray) -> np.ndarray:
@@ -334,19 +334,17 @@ def test_page_and_device_multiply_taste_and_do_nothing_when_off() -> None:
 
 def liking_by_device(logs: SimulatedLogs) -> np.ndarray:
     """`[devices, topics]` how much more often users who like a topic watch it than users who do not."""
-    names, platform = logs.truth.platform.device_names, logs.truth.platform
     f = Frame(logs)
-    device = np.array([names.index(d) for d in f.events["device"].to_pylist()])
     found = f.page >= 2  # search and external: the topic comes from the user alone
-    likes = platform.taste > np.median(platform.taste, axis=0)
+    likes = f.platform.taste > np.median(f.platform.taste, axis=0)
     return np.array(
         [
             [
-                (f.topic[found & (device == d) & likes[f.user, k]] == k).mean()
-                - (f.topic[found & (device == d) & ~likes[f.user, k]] == k).mean()
-                for k in range(platform.config.topics)
+                (f.topic[found & (f.device == d) & likes[f.user, k]] == k).mean()
+                - (f.topic[found & (f.device == d) & ~likes[f.user, k]] == k).mean()
+                for k in range(f.platform.config.topics)
             ]
-            for d in range(len(names))
+            for d in range(len(f.platform.device_names))
         ]
     )
 
@@ -372,6 +370,8 @@ def test_the_main_device_has_its_share_of_a_users_sessions(main_device: float, m
 
 def test_every_switch_is_tested() -> None:
     described = {
-        name for name, field in SimulatorConfig.model_fields.items() if field.default == 1.0 and name != "seed"
+        name
+        for name, field in SimulatorConfig.model_fields.items()
+        if isinstance(field.default, float) and field.default == 1.0
     }
     assert described | {"replays"} == {effect[0] for effect in EFFECTS} | {"context"}

@@ -36,7 +36,7 @@ def mixture(full: bool, **changes: Any) -> dict[str, Any]:
     width = sizes(full)["dimension"]
     config = PRESETS["youtube_m3r"].model_copy(update={"context": _CONTEXT, **changes})
     widths = {
-        "input_widths": [width],
+        "input_widths": [],
         "encoder_dimension": width,
         "output_widths": [width],
         "embedding_dimension": width,
@@ -46,14 +46,8 @@ def mixture(full: bool, **changes: Any) -> dict[str, Any]:
 
 def search_space(full: bool) -> dict[str, dict[str, Any]]:
     """The settings that each model of Tables 2 and 4 chooses from; at smoke scale there is no choice."""
-    width = sizes(full)["dimension"]
-    space = {
-        "F_in": {"input_widths": [width], "dropout": 0.0},
-        "no F_in": {"input_widths": [], "dropout": 0.0},
-        "F_in, dropout 0.2": {"input_widths": [width], "dropout": 0.2},
-        "no F_in, dropout 0.2": {"input_widths": [], "dropout": 0.2},
-    }
-    return space if full else {"F_in": space["F_in"]}
+    space = {"no dropout": {"dropout": 0.0}, "dropout 0.2": {"dropout": 0.2}}
+    return space if full else {"no dropout": space["no dropout"]}
 
 
 def _told(movielens: float, youtube: float) -> dict[str, float]:

@@ -109,8 +109,9 @@ class LongRange(tf_keras.layers.Layer):
     paper writes the values of equation 15 as z, and asks for outputs of d_enc.
 
     The 1/√d of equation 13 is for elements of variance 1, while embeddings start with length 1 here. So the projection
-    starts d_enc^(1/4) times as large as other layers: attention would start even over all events otherwise, and beside
-    a range that learns sooner it stays so.
+    starts d_enc^(1/4) times as large as other layers, and where there is none the inputs are multiplied by one learned
+    number, which starts there: attention would start even over all events otherwise, and beside a range that learns
+    sooner it stays so.
 
     Args:
       inputs: d_in.
@@ -119,7 +120,10 @@ class LongRange(tf_keras.layers.Layer):
 
     def __init__(self, inputs: int, units: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.projection = _linear(inputs, units, "projection", gain=units**0.25) if inputs != units else None
+        gain = units**0.25
+        self.projection = _linear(inputs, units, "projection", gain=gain) if inputs != units else None
+        if self.projection is None:
+            self.scale = self.add_weight("scale", shape=(), initializer=tf_keras.initializers.Constant(gain))
         self.built = True
 
     def call(self, inputs: tf.Tensor, lengths: tf.Tensor) -> tf.Tensor:
@@ -134,7 +138,7 @@ class LongRange(tf_keras.layers.Layer):
         return tf.squeeze(attention(query, values, _real(inputs, lengths)), axis=1)
 
     def _projected(self, inputs: tf.Tensor) -> tf.Tensor:
-        return inputs if self.projection is None else self.projection(inputs)
+        return inputs * self.scale if self.projection is None else self.projection(inputs)
 
 
 def attention(queries: tf.Tensor, values: tf.Tensor, allowed: tf.Tensor) -> tf.Tensor:

@@ -18,7 +18,8 @@ class SimulatorConfig(Settings):
 
     Scale first, then the switches: 1 is the plausible strength the behaviour was written for, 0 removes the effect
     (and with it whatever a model could gain from it). Switches that are shares of behaviour go from 0 to 1; the
-    others may be raised above 1.
+    others may be raised above 1. The last two, `reversal` and `replays`, are off by default: they stand for what some
+    platforms have and most have not.
     """
 
     kind: Literal["simulator"] = "simulator"

@@ -353,8 +353,9 @@ def test_the_presets_are_the_papers():
     for name, preset in PRESETS.items():
         model = M3(preset, SPEC, SIZES)
         assert model.query_embeddings(tensors(batch())).shape == [4, preset.dimension]
-        # d_in = d_enc: the tiny and the long range have no weights of their own.
-        assert not model.encoders["tiny"].weights and not model.encoders["long"].weights
+        # d_in = d_enc: neither the tiny nor the long range projects.
+        assert not model.encoders["tiny"].weights
+        assert [weight.shape for weight in model.encoders["long"].weights] == [()]
         if name.endswith("c"):
             layers = model.encoders["short"].convolutions
             assert {(layer.kernel_size, layer.dilation_rate) for layer in layers} == {((5,), (1,))}

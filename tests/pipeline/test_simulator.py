@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from features.tables import TABLES
 from pipeline.sources.simulator import SimulatedLogs, SimulatorConfig, simulate
 from pipeline.sources.simulator_names import series_names, topic_names, topic_queries, topic_words, uploader_names
+from pipeline.sources.simulator_platform import DEVICES
 
 CONFIG = SimulatorConfig(users=400, videos=500, uploaders=60, topics=12, days=14)
 
@@ -180,6 +181,13 @@ def test_the_smallest_platforms_work(scale: dict) -> None:
     if watches.num_rows:
         p = logs.truth.next_watch_probabilities(watches["user_id"], column(watches, "timestamp"))
         np.testing.assert_allclose(p.sum(1), 1, rtol=1e-5)
+
+
+def test_devices_may_have_many_models() -> None:
+    small = {"users": 300, "videos": 60, "uploaders": 12, "topics": 4, "device_models": 40, "main_device": 0.0}
+    found = set(simulate(SimulatorConfig.model_validate(small)).tables["watches"]["device"].to_pylist())
+    assert len(found) > 128
+    assert found <= {f"{kind} {model}" for kind in DEVICES for model in range(1, 41)}
 
 
 def test_impossible_configurations_are_refused() -> None:

@@ -108,10 +108,10 @@ class LongRange(tf_keras.layers.Layer):
     Where d_in and d_enc differ, the inputs are projected first and the projections are queries, keys and values: the
     paper writes the values of equation 15 as z, and asks for outputs of d_enc.
 
-    The 1/√d of equation 13 is for elements of variance 1, while embeddings start with length 1 here. So the projection
-    starts d_enc^(1/4) times as large as other layers, and where there is none the inputs are multiplied by one learned
-    number, which starts there: attention would start even over all events otherwise, and beside a range that learns
-    sooner it stays so.
+    The 1/√d of equation 13 keeps dot products of elements of variance 1 small; embeddings start with length 1 here, and
+    attention would start even over all events, and stay so beside a range that learns sooner. So the projection starts
+    d_enc^(1/4) times as large as other layers, and where there is none the inputs are multiplied by one learned number,
+    which starts there: in the product of query and key that undoes the 1/√d. The values are as much larger.
 
     Args:
       inputs: d_in.
@@ -138,7 +138,9 @@ class LongRange(tf_keras.layers.Layer):
         return tf.squeeze(attention(query, values, _real(inputs, lengths)), axis=1)
 
     def _projected(self, inputs: tf.Tensor) -> tf.Tensor:
-        return inputs * self.scale if self.projection is None else self.projection(inputs)
+        if self.projection is not None:
+            return self.projection(inputs)
+        return inputs * tf.cast(self.scale, inputs.dtype)
 
 
 def attention(queries: tf.Tensor, values: tf.Tensor, allowed: tf.Tensor) -> tf.Tensor:

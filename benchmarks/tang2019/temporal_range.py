@@ -72,17 +72,20 @@ def reproduce(request: Request) -> None:
             "command": request.command,
             "summary": [made.sentence() for made in claims],
             "trainings of each variant": len(request.seeds),
-            "settings": run.config.model_dump(mode="json", include={"source", "split", "sequence_examples"}),
-            "worlds": WORLDS,
-            "scale": SCALE,
+            "settings": {
+                name: each.config.model_dump(mode="json", include={"source", "split", "sequence_examples"})
+                for name, (each, _) in worlds.items()
+            },
         },
         request.console,
     )
 
 
 def _world(request: Request, name: str, full: bool) -> tuple[Run, HeldOutWatches]:
-    switches = {**WORLDS[name], **(SCALE if full else {})}
-    run = prepare(request, name, configuration(request, platform_settings(full), switches))
+    settings = platform_settings(full)
+    if full:
+        settings["source"] |= SCALE
+    run = prepare(request, name, configuration(request, settings, WORLDS[name]))
     return run, HeldOutWatches(run)
 
 

@@ -33,7 +33,7 @@ class Moment:
     focus: np.ndarray  # [n] topic the user is currently into
     followed: np.ndarray  # [n, FOLLOWED] next episodes that are waiting and available
     seed: np.ndarray  # [n] video watched just before in this session
-    cherished: np.ndarray  # [n] the first video of the seed's uploader that the user completed, where another one
+    cherished: np.ndarray  # [n] first video the user completed of the seed's uploader; -1 none, or the seed itself
 
     def __getitem__(self, rows: np.ndarray) -> "Moment":
         return Moment(

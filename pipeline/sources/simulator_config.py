@@ -74,14 +74,15 @@ class SimulatorConfig(Settings):
         default=0.0,
         ge=0,
         le=1,
-        description="share of the topics whose liking a device turns around; off by default",
+        description="mean share of the topics whose liking, and pull for the moment, a device turns around; off by "
+        "default",
     )
     replays: float = Field(
         default=0.0,
         ge=0,
         le=1,
-        description="share of watches from outside, after one of an uploader, that return to the first video of theirs "
-        "the user completed; off by default",
+        description="share of watches from outside that return, within a session, to the first video that the user "
+        "completed of the uploader just watched, where that was another one; off by default",
     )
 
     @model_validator(mode="after")

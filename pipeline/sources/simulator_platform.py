@@ -57,7 +57,7 @@ class Platform:
     user_gender: np.ndarray  # [U] 0 or 1
     user_age: np.ndarray  # [U] years
     user_logged_in: np.ndarray  # [U]
-    user_device: np.ndarray  # [U] the device used most
+    user_device: np.ndarray  # [U] the main device
     # videos
     uploader: np.ndarray  # [V]
     topic: np.ndarray  # [V] first topic

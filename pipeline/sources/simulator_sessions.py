@@ -198,8 +198,8 @@ class _Simulation:
     ) -> np.ndarray:
         """Proposes videos until one is accepted, which draws from proposal × acceptance exactly.
 
-        Users who search propose from the group they asked for, or are given the episode they asked for; the others
-        draw a source anew for every proposal.
+        Users who search propose from the group they asked for; the others draw a source anew for every proposal. Who
+        asked for an episode, or returns to a video, has it already.
         """
         rng, candidates = self.rng, self.candidates
         video = video.copy()
@@ -358,16 +358,16 @@ class _Simulation:
 NOTHING = np.zeros((1, 1), bool)
 
 STEP_COLUMNS: dict[str, type] = {
-    "user": np.int32, "time_us": np.int64, "bin": np.int32, "device": np.int16, "focus": np.int16,
+    "user": np.int32, "time_us": np.int64, "bin": np.int32, "device": np.int32, "focus": np.int16,
     "followed": np.int32, "seed": np.int32, "cherished": np.int32, "mode": np.int8,
 }  # fmt: skip
 WATCH_COLUMNS: dict[str, type] = {
     "user": np.int32, "time_us": np.int64, "video": np.int32, "watch_time_s": np.float64, "completed": np.bool_,
-    "page": np.int8, "device": np.int16, "impression": np.int64, "step": np.int64,
+    "page": np.int8, "device": np.int32, "impression": np.int64, "step": np.int64,
 }  # fmt: skip
 IMPRESSION_COLUMNS: dict[str, type] = {
     "user": np.int32, "time_us": np.int64, "video": np.int32, "clicked": np.bool_, "page": np.int8,
-    "device": np.int16, "position": np.int8, "request": np.int64, "seed": np.int32, "source": np.int8,
+    "device": np.int32, "position": np.int8, "request": np.int64, "seed": np.int32, "source": np.int8,
     "bin": np.int32, "click_probability": np.float64, "expected_watch_time_s": np.float64, "step": np.int64,
 }  # fmt: skip
 SEARCH_COLUMNS: dict[str, type] = {

@@ -105,7 +105,8 @@ def test_context_fusion_tells_every_use_of_context(untrained: Callable[[str], fl
     assert rows["RNN with Δt latent cross"][1]["value"] == pytest.approx(crossed - concatenated)
     told = f"RNN with Δt latent cross over RRN (concatenated Δt), MAP@20 {crossed / concatenated - 1:+.1%}"
     assert told in text
-    assert "no_context, Figure 4, all context" in text and "no_context, Table 4" not in text
+    for world in ("turned", "no_context"):
+        assert f"{world}, Figure 4, all context" in text and f"{world}, Table 4" not in text
 
 
 def test_sequence_lengths_tells_uplifts_over_the_better_baseline(

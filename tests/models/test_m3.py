@@ -90,7 +90,7 @@ def test_the_long_range_attends_from_each_event_to_all_up_to_it(units: int):
     )
 
 
-def test_attention_starts_neither_even_nor_on_one_event():
+def test_an_events_attention_to_itself_starts_near_one_in_logits():
     tf_keras.utils.set_random_seed(1)
     layer = LongRange(80, 64)
     z = RANDOM.normal(size=(1000, 80)) / np.sqrt(80)  # of length 1, as embeddings start
@@ -337,6 +337,26 @@ def test_a_training_step_moves_all_weights_but_the_zero_rows(short: Short, mixed
         assert (weight.numpy() != old).any(), weight.name
         if "embeddings" in weight.name:
             np.testing.assert_array_equal(weight.numpy()[0], np.zeros(weight.shape[1]))
+
+
+def test_the_long_range_without_a_projection_learns_its_scale_in_half_precision_too():
+    before_policy = tf_keras.mixed_precision.global_policy()
+    tf_keras.mixed_precision.set_global_policy("mixed_bfloat16")
+    try:
+        layer = LongRange(3, 3)
+    finally:
+        tf_keras.mixed_precision.set_global_policy(before_policy)
+    (scale,) = layer.trainable_weights
+    with tf.GradientTape() as tape:
+        inputs = tf.constant(INPUTS, tf.bfloat16)
+        last = layer.last(inputs, HISTORY_LENGTHS)
+        assert last.dtype == tf.bfloat16
+        total = tf.reduce_sum(tf.cast(last, tf.float32))
+    assert scale.dtype == tf.float32
+    assert float(tape.gradient(total, scale)) != 0
+    np.testing.assert_allclose(
+        tf.cast(last, tf.float32)[0], tf.cast(layer(inputs, HISTORY_LENGTHS), tf.float32)[0, 3], rtol=0.02
+    )
 
 
 def test_a_model_is_rebuilt_from_its_description_and_its_checkpoint(tmp_path: Path):

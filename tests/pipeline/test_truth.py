@@ -122,16 +122,28 @@ def test_labels_are_as_frequent_as_their_probability_says(
     assert_calibrated(p, labels(logs.truth, watches))
 
 
+@pytest.fixture(scope="module")
+def returning() -> SimulatedLogs:
+    return simulate(CONFIG.model_copy(update={"uploaders": 24, "replays": 0.6, "reversal": 0.4, "device_models": 2}))
+
+
+@pytest.mark.parametrize("given", list(Given))
 @pytest.mark.parametrize("completed_only", [False, True])
-def test_replays_and_turned_tastes_are_as_frequent_as_their_probability_says(completed_only: bool) -> None:
-    logs = simulate(CONFIG.model_copy(update={"uploaders": 24, "replays": 0.6, "reversal": 0.4, "device_models": 2}))
-    watches = logs.tables["watches"]
+def test_replays_are_as_frequent_as_their_probability_says(
+    returning: SimulatedLogs, given: Given, completed_only: bool
+) -> None:
+    truth, watches = returning.truth, returning.tables["watches"]
     if completed_only:
         watches = watches.filter(watches["completed"])
     watches = sampled(watches)
-    p = logs.truth.next_watch_probabilities(*keys(watches), completed_only=completed_only)
-    assert p.max() > 0.3  # of an outside watch, six of ten
-    assert_calibrated(p, labels(logs.truth, watches))
+    cherished = truth.steps["cherished"][truth.watches["step"][truth._watch_rows(*keys(watches))]]
+    p = truth.next_watch_probabilities(*keys(watches), completed_only=completed_only, given=given)
+    assert_calibrated(p, labels(truth, watches))
+    waiting = np.flatnonzero(cherished >= 0)
+    own = p[waiting, cherished[waiting]]
+    returns = (labels(truth, watches)[waiting] == cherished[waiting]).sum()
+    assert returns > 100
+    assert abs(returns - own.sum()) < 4 * np.sqrt((own * (1 - own)).sum())
 
 
 def assert_calibrated(p: np.ndarray, label: np.ndarray) -> None:

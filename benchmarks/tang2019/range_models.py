@@ -32,7 +32,7 @@ _CONTEXT = (
 
 
 def mixture(full: bool, **changes: Any) -> dict[str, Any]:
-    """M3R with the experiment's widths and context; without F_in, which no trial on a validation part chose."""
+    """M3R with the experiment's widths and context; without F_in, which decided little in trials."""
     width = sizes(full)["dimension"]
     config = PRESETS["youtube_m3r"].model_copy(update={"context": _CONTEXT, **changes})
     widths = {

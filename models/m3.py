@@ -67,6 +67,13 @@ class M3Config(SequenceConfig):
     encoders: tuple[Encoder, ...] = Field(default=tuple(Encoder), min_length=1, description="the ranges that are built")
     encoder_dimension: int = Field(default=32, ge=1, description="d_enc, of every encoder's output")
     short: Short = Field(default=Short.GRU, description="the short range: gru or lstm (M3R), convolution (M3C)")
+    short_dropout: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="share of what the short range alone reads dropped in training; `dropout` blurs single events too, "
+        "which the tiny and the long range recall",
+    )
     convolution_layers: int = Field(default=2, ge=1, description="of M3C; 2 on MovieLens, 3 on YouTube")
     convolution_width: int = Field(default=5, ge=1, description="events that each filter of M3C sees")
     gate: Gate = Gate.BOTTOM
@@ -141,6 +148,7 @@ class M3(SequenceGenerator):
     ) -> None:
         super().__init__(config, spec, vocabulary_sizes, class_attributes)
         self.encoders = {encoder.value: self._encoder(encoder) for encoder in config.encoders}
+        self.drop_short = tf_keras.layers.Dropout(config.short_dropout)
         self.gating = None
         if config.gate != Gate.FIXED:
             self.gating = GatingNetwork(self._gate_inputs_width(), len(config.encoders), config.gate_penalty)
@@ -174,12 +182,22 @@ class M3(SequenceGenerator):
         after = {name: rows[:, 1:] for name, rows in self.step_context(features).items()}
         real = tf.sequence_mask(lengths, tf.shape(inputs)[1])
         gates = self._gates(inputs, context, after, real, training)
-        return of_last_event(self._mixture(gates, lambda encoder: encoder(inputs, lengths), training))
+        return of_last_event(
+            self._mixture(
+                gates, lambda name: self.encoders[name](self._read_by(name, inputs, training), lengths), training
+            )
+        )
 
     def last_state(self, features: Mapping[str, tf.Tensor], training: bool = False) -> tf.Tensor:
         gates, inputs = self._request_gates(features, training)
         lengths = history_lengths(features)
-        return self._mixture(gates, lambda encoder: encoder.last(inputs, lengths), training)
+        return self._mixture(
+            gates, lambda name: self.encoders[name].last(self._read_by(name, inputs, training), lengths), training
+        )
+
+    def _read_by(self, name: str, inputs: tf.Tensor, training: bool) -> tf.Tensor:
+        """What an encoder reads of all events' inputs."""
+        return self.drop_short(inputs, training=training) if name == Encoder.SHORT else inputs
 
     def gate_values(self, features: Mapping[str, tf.Tensor]) -> tf.Tensor:
         """The gates of requests, in the order of `config.encoders`: `[batch, number of encoders]` float32 in [0, 1].
@@ -212,15 +230,13 @@ class M3(SequenceGenerator):
         known = [tf.cast(part, tf.float32) for part in context if part is not None]
         return self.gating(tf.concat(known, axis=-1), real, training=training)
 
-    def _mixture(
-        self, gates: tf.Tensor, encode: Callable[[tf_keras.layers.Layer], tf.Tensor], training: bool
-    ) -> tf.Tensor:
-        """The gated encodings `[..., state width]`; `encode` gives one encoder's `[..., d_enc]`."""
+    def _mixture(self, gates: tf.Tensor, encode: Callable[[str], tf.Tensor], training: bool) -> tf.Tensor:
+        """The gated encodings `[..., state width]`; `encode` gives those of one encoder, by name, `[..., d_enc]`."""
         config = self.config
         served = config.encoders if training or config.serving_encoders is None else config.serving_encoders
         parts = [
-            self._gated(gates[..., index, tf.newaxis], partial(encode, encoder), name in served, training)
-            for index, (name, encoder) in enumerate(self.encoders.items())
+            self._gated(gates[..., index, tf.newaxis], partial(encode, name), name in served, training)
+            for index, name in enumerate(self.encoders)
         ]
         return tf.concat(parts, axis=-1) if config.aggregation == Aggregation.CONCATENATE else tf.add_n(parts)
 

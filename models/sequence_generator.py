@@ -101,6 +101,9 @@ class SequenceConfig(Settings):
     dropout: float = Field(
         default=0.0, ge=0, lt=1, description="share of each watch's inputs and of f_o's dropped in training"
     )
+    output_dropout: float | None = Field(
+        default=None, ge=0, lt=1, description="share of f_o's inputs; default: that of dropout"
+    )
     loss: Loss = Loss.SAMPLED
     sampler: NegativeSamplerConfig = NegativeSamplerConfig()
     bfloat16_matmul: bool = Field(default=False, description="multiply queries and negatives in bfloat16")
@@ -173,7 +176,10 @@ class SequenceGenerator(CandidateGenerator):
 
         self.video_table = EmbeddingTable(num_classes, config.dimension, name="output_video_embeddings")
         self.watch_table = self._watch_table()
-        self.drop = tf_keras.layers.Dropout(config.dropout)
+        self.drop_inputs = tf_keras.layers.Dropout(config.dropout)
+        self.drop_outputs = tf_keras.layers.Dropout(
+            config.dropout if config.output_dropout is None else config.output_dropout
+        )
         before = [column for column in self.columns_before if column.feature.pre.concatenated]
         self.context_before = ConcatenatedContext(before, name="context_before") if before else None
         width = config.watch_dimension + (self.context_before.width if self.context_before else 0)
@@ -230,7 +236,7 @@ class SequenceGenerator(CandidateGenerator):
         if self.context_before is not None:
             context = self.context_before(rows)
             hidden = tf.concat([hidden, context], axis=-1)
-        hidden = self.drop(hidden, training=training)
+        hidden = self.drop_inputs(hidden, training=training)
         for layer in self.input_layers:
             hidden = layer(hidden)
         return Events(hidden if self.cross_before is None else self.cross_before(hidden, rows), context)
@@ -249,7 +255,7 @@ class SequenceGenerator(CandidateGenerator):
         hidden = state if self.cross_after is None else self.cross_after(state, context)
         if self.context_after is not None:
             hidden = tf.concat([hidden, self.context_after(context)], axis=-1)
-        hidden = self.drop(hidden, training=training)
+        hidden = self.drop_outputs(hidden, training=training)
         for layer in self.output_layers:
             hidden = layer(hidden)
         return tf.cast(hidden, tf.float32)

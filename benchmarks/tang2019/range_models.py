@@ -44,10 +44,15 @@ def mixture(full: bool, **changes: Any) -> dict[str, Any]:
     return {**config.model_dump(mode="json"), **sizes(full), **widths}
 
 
-def search_space(full: bool) -> dict[str, dict[str, Any]]:
-    """The settings that each model of Tables 2 and 4 chooses from; at smoke scale there is no choice."""
-    space = {"no dropout": {"dropout": 0.0}, "dropout 0.2": {"dropout": 0.2}}
-    return space if full else {"no dropout": space["no dropout"]}
+def search_space(model: str, full: bool) -> dict[str, dict[str, Any]]:
+    """The settings that a model of Tables 2 and 4 chooses from; at smoke scale there is no choice.
+
+    As many for each, with the same shares: nothing dropped, all that dropout can, and only what the part reads that
+    remembers order. In a mixture that is its short range, in the others what is before f_o.
+    """
+    before = {"short_dropout": 0.4} if model in MIXTURES else {"dropout": 0.4, "output_dropout": 0.0}
+    space = {"no dropout": {}, "dropout 0.2": {"dropout": 0.2}, "dropout 0.4 before f_o": before}
+    return space if full else {"no dropout": {}}
 
 
 def _told(movielens: float, youtube: float) -> dict[str, float]:

@@ -5,7 +5,16 @@ import pytest
 
 from benchmarks.beutel2018.context_models import figure_3, figure_4, table_4
 from benchmarks.sequences import Judged, Variant, tuned
-from benchmarks.tang2019.range_models import MIXTURES, RECURRENT, TABLE_5, baselines, gates, mixture, subsets
+from benchmarks.tang2019.range_models import (
+    MIXTURES,
+    RECURRENT,
+    TABLE_5,
+    baselines,
+    gates,
+    mixture,
+    search_space,
+    subsets,
+)
 from benchmarks.tang2019.sparse_gates import with_threshold
 from models.context_features import Use
 from models.m3 import M3, Encoder, M3Config
@@ -46,6 +55,17 @@ def test_subsets_have_the_encoders_of_their_letters() -> None:
     for variant in subsets(Variant(TABLE_5["TSL"], mixture(True))):
         letters = "".join(Encoder(name).name[0] for name in variant.model["encoders"])
         assert variant.name == f"M3R-{letters}"
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_every_model_of_temporal_ranges_has_the_same_number_of_trials_each_a_model_of_its_own(full: bool) -> None:
+    trials = {}
+    for model in baselines(full):
+        space = search_space(model.name, full)
+        tried = [GeneratorConfig.model_validate({"model": {**model.model, **s}}).model for s in space.values()]
+        assert all(first != second for i, first in enumerate(tried) for second in tried[:i])
+        trials[model.name] = [*space]
+    assert len({tuple(names) for names in trials.values()}) == 1
 
 
 def test_another_threshold_has_the_same_weights_and_leaves_out_what_is_below() -> None:

@@ -8,8 +8,8 @@
 Worlds: `ranges`, the simulator whose users come to watch (none searches), with few uploaders of many videos each. The
 last watch tells of the next one (related videos), recent watches of what a user is into just now and which episode is
 next, and the whole history of stable tastes and of the videos that users return to, most often after another one of
-the same uploader. In `no_replays` nobody returns. There the mixtures are measured beside the recurrent model alone, each
-with the best of the same trials in that world.
+the same uploader. In `no_replays` nobody returns. There the mixtures are measured beside the recurrent model alone,
+each with the best of the same trials in that world.
 """
 
 from collections.abc import Iterable, Mapping

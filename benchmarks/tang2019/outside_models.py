@@ -32,14 +32,17 @@ class Ours:
     Args:
       name: in the table.
       model: its configuration, without dropout.
+      start: what its vectors start from, as settings of a generator; random ones by default.
     """
 
     name: str
     model: Mapping[str, Any]
+    start: Mapping[str, Any] = field(default_factory=dict)
 
     def generator(self, tried: Tried, training: Mapping[str, Any]) -> dict[str, Any]:
         """Settings of a candidate generator."""
         return {
+            **self.start,
             "model": {**self.model, "dropout": tried.dropout},
             "training": {**training, "learning_rate": tried.learning_rate},
         }
@@ -80,12 +83,17 @@ class Outside:
 
 
 def ours(width: int) -> list[Ours]:
-    """Watched videos and predicted ones share their vectors, as in all of RecBole's models."""
+    """Watched videos and predicted ones share their vectors, as in all of RecBole's models.
+
+    One model starts from vectors of what is watched together, which RecBole's have no counterpart of.
+    """
     shared = {"dimension": width, "loss": "full", "projection": True, "shared_embeddings": True}
     mixture = {"kind": "m3", **shared, "encoder_dimension": width}
+    recurrent = {"kind": "latent_cross", **shared, "units": width}
     return [
         Ours("M3R", {**mixture, "short": "gru"}),
-        Ours("GRU", {"kind": "latent_cross", **shared, "units": width}),
+        Ours("GRU", recurrent),
+        Ours("GRU, from co-watches", recurrent, {"co_watch_start": {}}),
         Ours("M3C", {**mixture, "short": "convolution"}),
         Ours("Caser", {"kind": "caser", **shared, "horizontal_filters": 8}),
     ]

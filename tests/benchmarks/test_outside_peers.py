@@ -141,6 +141,7 @@ def test_every_model_of_ours_is_a_configuration_for_every_setting(full: bool) ->
             config = GeneratorConfig.model_validate(model.generator(tried, {"epochs": 3}))
             assert config.model.dropout == tried.dropout
             assert (config.training.learning_rate, config.training.epochs) == (tried.learning_rate, 3)
+            assert (config.co_watch_start is not None) == ("co-watches" in model.name)
 
 
 def test_recbole_is_told_every_dropout_and_stops_after_the_same_patience() -> None:

@@ -33,7 +33,7 @@ MEASURED_OFF = (RECURRENT, *MIXTURES)
 NO_SEARCHES = {"searches": 0.0}
 WORLDS: dict[str, dict[str, Any]] = {ON: {**NO_SEARCHES, "replays": 1.0}, OFF: NO_SEARCHES}
 SCALE = {"uploaders": 24, "videos": 1600}  # at full scale
-EPOCHS = 20  # at most, there; at 15 most of the models with dropout were still improving
+PASSES = {"epochs": 20, "patience": 3}  # there; of 15 with patience 2, models with dropout needed all
 
 Found = Mapping[str, Mapping[str, Judged]]
 """World -> variant -> what it came to."""
@@ -85,7 +85,7 @@ def _world(request: Request, name: str, full: bool) -> tuple[Run, HeldOutWatches
     settings = platform_settings(full)
     if full:
         settings["source"] |= SCALE
-        settings["generators"][NAME]["training"]["epochs"] = EPOCHS
+        settings["generators"][NAME]["training"] |= PASSES
     run = prepare(request, name, configuration(request, settings, WORLDS[name]))
     return run, HeldOutWatches(run)
 

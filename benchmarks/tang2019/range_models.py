@@ -10,6 +10,7 @@ from models.range_encoders import Short
 
 MIXTURES = ("M3R-TSL", "M3C-TSL")
 RECURRENT = "Context-GRU"
+PAPERS_LOGS = ("MovieLens 20M", "YouTube")  # of Tables 2 and 4
 TABLE_5 = {letters: f"M3R-{letters}" for letters in ("T", "S", "L", "TS", "TL", "SL", "TSL")}
 """Encoders -> the variant of table 5; M3R-TSL is M3R itself."""
 
@@ -56,7 +57,7 @@ def search_space(model: str, full: bool) -> dict[str, dict[str, Any]]:
 
 
 def _told(movielens: float, youtube: float) -> dict[str, float]:
-    return {"MovieLens 20M": movielens, "YouTube": youtube}
+    return dict(zip(PAPERS_LOGS, (movielens, youtube), strict=True))
 
 
 def subsets(whole: Variant) -> list[Variant]:

@@ -45,13 +45,14 @@ def mixture(full: bool, **changes: Any) -> dict[str, Any]:
     return {**config.model_dump(mode="json"), **sizes(full), **widths}
 
 
-def search_space(model: str, full: bool) -> dict[str, dict[str, Any]]:
-    """The settings that a model of Tables 2 and 4 chooses from; at smoke scale there is no choice.
+def search_space(model: Variant, full: bool) -> dict[str, dict[str, Any]]:
+    """The settings that a model of Tables 2, 4 and 5 chooses from; at smoke scale there is no choice.
 
-    As many for each, with the same shares: nothing dropped, all that dropout can, and only what the part reads that
-    remembers order. In a mixture that is its short range, in the others what is before f_o.
+    As many for each, with the same shares: nothing dropped, all that dropout can, and only what is read before f_o, of
+    which a mixture's other ranges are spared where there is a short one.
     """
-    before = {"short_dropout": 0.4} if model in MIXTURES else {"dropout": 0.4, "output_dropout": 0.0}
+    has_short = Encoder.SHORT in model.model.get("encoders", ())
+    before = {"short_dropout": 0.4} if has_short else {"dropout": 0.4, "output_dropout": 0.0}
     space = {"no dropout": {}, "dropout 0.2": {"dropout": 0.2}, "dropout 0.4 before f_o": before}
     return space if full else {"no dropout": {}}
 

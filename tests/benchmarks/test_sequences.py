@@ -59,13 +59,18 @@ def test_subsets_have_the_encoders_of_their_letters() -> None:
 
 @pytest.mark.parametrize("full", [False, True])
 def test_every_model_of_temporal_ranges_has_the_same_number_of_trials_each_a_model_of_its_own(full: bool) -> None:
-    trials = {}
-    for model in baselines(full):
-        space = search_space(model.name, full)
+    compared = baselines(full)
+    trials = set()
+    for model in (*compared, *subsets(compared[-1])):
+        space = search_space(model, full)
         tried = [GeneratorConfig.model_validate({"model": {**model.model, **s}}).model for s in space.values()]
         assert all(first != second for i, first in enumerate(tried) for second in tried[:i])
-        trials[model.name] = [*space]
-    assert len({tuple(names) for names in trials.values()}) == 1
+        trials.add(tuple(space))
+        if full and model.model["kind"] == "m3":
+            last = tried[-1]
+            assert (last.short_dropout > 0) == (Encoder.SHORT in last.encoders)
+            assert (last.dropout > 0) == (Encoder.SHORT not in last.encoders)
+    assert len(trials) == 1
 
 
 def test_another_threshold_has_the_same_weights_and_leaves_out_what_is_below() -> None:

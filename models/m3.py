@@ -182,18 +182,20 @@ class M3(SequenceGenerator):
         after = {name: rows[:, 1:] for name, rows in self.step_context(features).items()}
         real = tf.sequence_mask(lengths, tf.shape(inputs)[1])
         gates = self._gates(inputs, context, after, real, training)
-        return of_last_event(
-            self._mixture(
-                gates, lambda name: self.encoders[name](self._read_by(name, inputs, training), lengths), training
-            )
-        )
+
+        def encode(name: str) -> tf.Tensor:
+            return self.encoders[name](self._read_by(name, inputs, training), lengths)
+
+        return of_last_event(self._mixture(gates, encode, training))
 
     def last_state(self, features: Mapping[str, tf.Tensor], training: bool = False) -> tf.Tensor:
         gates, inputs = self._request_gates(features, training)
         lengths = history_lengths(features)
-        return self._mixture(
-            gates, lambda name: self.encoders[name].last(self._read_by(name, inputs, training), lengths), training
-        )
+
+        def encode(name: str) -> tf.Tensor:
+            return self.encoders[name].last(self._read_by(name, inputs, training), lengths)
+
+        return self._mixture(gates, encode, training)
 
     def _read_by(self, name: str, inputs: tf.Tensor, training: bool) -> tf.Tensor:
         """What an encoder reads of all events' inputs."""

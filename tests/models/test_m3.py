@@ -12,33 +12,17 @@ import tf_keras
 from pydantic import ValidationError
 
 from features.errors import ConfigError
-from models.context_features import ContextFeature, Use
 from models.lazy_adam import LazyAdam
 from models.m3 import M3, PRESETS, Aggregation, Encoder, Gate, M3Config
 from models.range_encoders import ConvolutionRange, LongRange, RecurrentRange, Short, TinyRange, attention
 from models.recurrent import Cell
-from models.sampled_softmax import Loss
 from pipeline.model_folder import weights_checkpoint
 from tests.models.sequence_batches import SIZES, SPEC, batch, changed, cut, tensors, training_batch
+from tests.models.small_m3 import small
 
-CONTEXT = [
-    ContextFeature(name="page", pre=Use.CONCATENATE, post=Use.CONCATENATE),
-    ContextFeature(name="time_delta", pre=Use.CONCATENATE),
-]
 LENGTHS = (3, 0, 1, 5)
 T, S, L = Encoder
 SUBSETS = [(T,), (S,), (L,), (T, S), (T, L), (S, L), (T, S, L)]
-
-
-def small(**config: object) -> M3:
-    """A model whose biases are not zero, so that nothing is zero by chance."""
-    tf_keras.utils.set_random_seed(1)
-    sizes = {"dimension": 4, "input_widths": (5,), "encoder_dimension": 3, "output_widths": (6,), "loss": Loss.FULL}
-    model = M3(M3Config(**{**sizes, "context": CONTEXT, "gate": Gate.CONTEXTUAL, **config}), SPEC, SIZES)
-    for weight in model.trainable_variables:
-        if "bias" in weight.name:
-            weight.assign(tf.random.uniform(weight.shape, 0.1, 1.0))
-    return model
 
 
 @cache

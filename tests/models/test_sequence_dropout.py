@@ -6,7 +6,7 @@ import pytest
 from models.m3 import Encoder, Gate, M3Config
 from models.range_encoders import Short
 from tests.models.sequence_batches import batch, tensors
-from tests.models.test_m3 import small
+from tests.models.small_m3 import small
 
 FEATURES = tensors(batch())
 UNITS = 3  # of each encoder

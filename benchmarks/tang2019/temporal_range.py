@@ -89,6 +89,8 @@ def reproduce(request: Request) -> None:
             "command": request.command,
             "summary": [made.sentence() for of_world in claims for made in of_world],
             "trainings of each variant": len(request.seeds),
+            "passes at most": worlds[ON][0].config.generators[NAME].training.epochs,
+            "stopped after passes without a better one": worlds[ON][0].config.generators[NAME].training.patience,
             "settings": {
                 name: each.config.model_dump(mode="json", include={"source", "split", "sequence_examples"})
                 for name, (each, _) in worlds.items()

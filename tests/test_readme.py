@@ -1,4 +1,6 @@
-"""The README names what exists: files, commands, configurations, tests; its example configuration works as printed."""
+"""The README and the results name what exists: files, commands, configurations, tests; the README's example
+configuration works as printed.
+"""
 
 import ast
 import csv
@@ -23,6 +25,7 @@ from pipeline.sources.ingest import ingest
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+RESULTS = (ROOT / "benchmarks" / "results" / "README.md").read_text(encoding="utf-8")
 PACKAGES = ("features", "models", "serving", "pipeline", "benchmarks")
 COMMANDS: dict[str, typing.Any] = typing.cast(typing.Any, get_command(complete_app())).commands
 
@@ -55,7 +58,8 @@ def tree() -> list[str]:
 
 def commands() -> list[list[str]]:
     """Every `upnext ...` command that is printed whole, as words."""
-    printed = re.findall(r"^    (upnext .*)$", README, re.MULTILINE) + re.findall(r"`(upnext [^`]*)`", README)
+    text = README + RESULTS
+    printed = re.findall(r"^    (upnext .*)$", text, re.MULTILINE) + re.findall(r"`(upnext [^`]*)`", text)
     return [shlex.split(command, comments=True) for command in printed]
 
 
@@ -77,7 +81,9 @@ def test_every_file_of_the_packages_is_in_the_tree_once() -> None:
 
 
 def test_every_path_exists() -> None:
-    named = re.findall(rf"\b(?:{'|'.join((*PACKAGES, 'docker', 'tests'))})/[\w/]+\.(?:py|yaml|Dockerfile)\b", README)
+    named = re.findall(
+        rf"\b(?:{'|'.join((*PACKAGES, 'docker', 'tests'))})/[\w/]+\.(?:py|yaml|Dockerfile)\b", README + RESULTS
+    )
     assert len(named) > 30
     absent = sorted({path for path in (*tree(), *named, "LICENSE", "CHANGELOG.md") if not (ROOT / path).exists()})
     assert not absent
@@ -96,6 +102,18 @@ def test_every_command_has_its_stage_configuration_and_settings(words: list[str]
             name = str(tmp_path / name)
         settings = [value for option, value in itertools.pairwise(arguments) if option == "--set"]
         config_file.read(RunConfig, name, settings)
+
+
+def test_every_link_within_the_project_leads_somewhere() -> None:
+    """Files, and headings of the same text."""
+    for folder, text in ((ROOT, README), (ROOT / "benchmarks" / "results", RESULTS)):
+        headings = {
+            re.sub(r"[^\w -]", "", line.lower()).replace(" ", "-") for line in re.findall(r"^#+ (.*)$", text, re.M)
+        }
+        links = [link for link in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in link]
+        assert links
+        assert not [link for link in links if link.startswith("#") and link[1:] not in headings]
+        assert not [link for link in links if not link.startswith("#") and not (folder / link.split("#")[0]).exists()]
 
 
 def test_every_command_and_built_in_configuration_is_named() -> None:

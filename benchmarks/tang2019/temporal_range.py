@@ -8,23 +8,19 @@
 Each model of the first three tables has three trials, without dropout and with it in two places, of which the one with
 the best validation MAP is measured.
 
-Worlds: `ranges`, the simulator whose users come to watch (none searches), with few uploaders of many videos each. The
-last watch tells of the next one (related videos), recent watches of what a user is into just now and which episode is
-next, and the whole history of stable tastes and of the videos that users return to, most often after another one of
-the same uploader. In `no_replays` nobody returns. There the mixtures are measured beside the recurrent model alone,
+Worlds: those of `range_worlds.py`. Where nobody returns the mixtures are measured beside the recurrent model alone,
 each with the best of the same trials in that world.
 """
 
 from collections.abc import Iterable, Mapping
 from functools import partial
-from typing import Any
 
 from matplotlib.figure import Figure as Plot
 
 from benchmarks.experiments import Claim, Request, Scale, claim, configuration, mean_of_seeds, prepare
 from benchmarks.generators import MAP, HeldOutWatches
 from benchmarks.report import Cell, ResultTable, publish_result
-from benchmarks.sequences import METRICS, NAME, Judged, Variant, best_on_validation, judge, platform_settings, tuned
+from benchmarks.sequences import METRICS, NAME, Judged, Variant, best_on_validation, judge, tuned
 from benchmarks.tang2019.range_models import (
     MIXTURES,
     PAPERS_LOGS,
@@ -35,17 +31,13 @@ from benchmarks.tang2019.range_models import (
     search_space,
     subsets,
 )
+from benchmarks.tang2019.range_worlds import OFF, ON, WORLDS, range_settings
 from pipeline.evaluation.bootstrap import paired_difference
 from pipeline.evaluation.plots import new_plot
 from pipeline.run import Run
 
 COMPARED = "Tables 2 and 4"
-ON, OFF = "ranges", "no_replays"
 MEASURED_OFF = (RECURRENT, *MIXTURES)
-NO_SEARCHES = {"searches": 0.0}
-WORLDS: dict[str, dict[str, Any]] = {ON: {**NO_SEARCHES, "replays": 1.0}, OFF: NO_SEARCHES}
-SCALE = {"uploaders": 24, "videos": 1600}  # at full scale
-PASSES = {"epochs": 20, "patience": 3}  # there; of 15 with patience 2, models with dropout needed all
 
 Found = Mapping[str, Mapping[str, Judged]]
 """World -> variant -> what it came to."""
@@ -101,11 +93,7 @@ def reproduce(request: Request) -> None:
 
 
 def _world(request: Request, name: str, full: bool) -> tuple[Run, HeldOutWatches]:
-    settings = platform_settings(full)
-    if full:
-        settings["source"] |= SCALE
-        settings["generators"][NAME]["training"] |= PASSES
-    run = prepare(request, name, configuration(request, settings, WORLDS[name]))
+    run = prepare(request, name, configuration(request, range_settings(full), WORLDS[name]))
     return run, HeldOutWatches(run)
 
 

@@ -25,7 +25,7 @@ from matplotlib.figure import Figure as Plot
 from benchmarks.experiments import Claim, Request, Scale, claim, configuration, mean_of_seeds, prepare
 from benchmarks.generators import MAP, HeldOutWatches
 from benchmarks.report import Cell, ResultTable, publish_result
-from benchmarks.sequences import METRICS, Judged, Variant, best_on_validation, judge, sizes, tuned
+from benchmarks.sequences import METRICS, NAME, Judged, Variant, best_on_validation, judge, sizes, tuned
 from benchmarks.tang2019.range_models import search_space
 from benchmarks.tang2019.range_worlds import ON, WORLDS, range_settings
 from features.tables import read_table
@@ -133,7 +133,8 @@ def settings(lengths: Lengths, full: bool) -> dict[str, Any]:
     """The platform of the worlds, with fewer users of longer histories, and what the variant keeps of it."""
     value = range_settings(full)
     if full:
-        value["source"] = {**value["source"], "users": 800, "steps_per_user": 180.0}
+        value["source"] |= {"users": 800, "steps_per_user": 180.0}
+        value["generators"][NAME]["training"]["epochs"] = 40  # fewer users, fewer steps in a pass
     return {**value, **{name: {**value[name], **changes} for name, changes in lengths.settings().items()}}
 
 

@@ -13,7 +13,17 @@ from typing import Any
 
 from matplotlib.figure import Figure as Plot
 
-from benchmarks.experiments import Claim, Request, Scale, SourceName, claim, configuration, mean_of_seeds, prepare
+from benchmarks.experiments import (
+    Claim,
+    Request,
+    Scale,
+    SourceName,
+    claim,
+    configuration,
+    mean_of_seeds,
+    prepare,
+    published_settings,
+)
 from benchmarks.generators import MAP, HeldOutWatches, generator_answers, simulator_settings
 from benchmarks.report import Cell, ResultTable, publish_result
 from features.candidate_examples import LabelChoice
@@ -58,9 +68,7 @@ def reproduce(request: Request) -> None:
             "command": request.command,
             "summary": [claim.sentence() for claim in claims],
             "trainings of each variant": len(seeds),
-            "settings": run.config.model_dump(
-                mode="json", include={"source", "split", "generators", "candidate_examples"}
-            ),
+            "settings": published_settings(run, {"source", "split", "generators", "candidate_examples"}),
             "switched_off": {} if real else {OFF: SWITCHED_OFF},
         },
         request.console,

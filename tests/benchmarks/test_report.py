@@ -1,6 +1,7 @@
 """Results are published whole or not at all, and shown with their intervals."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -99,6 +100,19 @@ def test_a_changed_file_is_noticed(tmp_path: Path) -> None:
     publish(tmp_path)
     (tmp_path / "x.md").write_text("changed")
     assert not is_whole(tmp_path, "x")
+
+
+PUBLISHED = sorted(path.stem for path in (Path(report.__file__).parent / "results").glob("*.json"))
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_every_published_result_is_as_it_was_written_and_names_no_folder_of_a_machine(name: str) -> None:
+    folder = Path(report.__file__).parent / "results"
+    assert is_whole(folder, name)
+    texts = [(folder / f"{name}{suffix}").read_text(encoding="utf-8") for suffix in (".json", ".md")]
+    assert not [
+        found for text in texts for found in re.findall(r"(?<![\w.])/(?:home|root|tmp|work|mnt|data)/\S*", text)
+    ]
 
 
 def test_the_machine_is_named() -> None:

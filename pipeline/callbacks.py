@@ -21,7 +21,8 @@ from pipeline.model_folder import weights_checkpoint
 Evaluate = Callable[[], dict[str, float]]
 """Computes validation metrics of the model in its present state."""
 
-_NOT_SHOWN = {"loss", "total_loss", "regularization_loss", "learning_rate"}
+NOT_SHOWN = {"loss", "total_loss", "regularization_loss", "learning_rate"}
+"""What `fit` records and people are not shown: losses are of one replica's last batch."""
 
 
 class TrainingProgress(tf_keras.callbacks.Callback):
@@ -101,7 +102,7 @@ class TrainingProgress(tf_keras.callbacks.Callback):
 
 def _metrics_text(logs: dict[str, Any] | None) -> str:
     return ", ".join(
-        f"{name} {float(np.mean(value)):.4f}" for name, value in (logs or {}).items() if name not in _NOT_SHOWN
+        f"{name} {float(np.mean(value)):.4f}" for name, value in (logs or {}).items() if name not in NOT_SHOWN
     )
 
 

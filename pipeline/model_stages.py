@@ -25,6 +25,7 @@ from models.samplers import attach_label_probability, attach_negatives, make_sam
 from models.sequence_generator import LABEL_WEIGHTS, SequenceGenerator, attach_step_labels
 from models.two_tower import TwoTower, TwoTowerConfig
 from models.weighted_logistic_regression import LabelStatistics, Objective
+from pipeline.callbacks import NOT_SHOWN
 from pipeline.config import GeneratorConfig, GeneratorModel
 from pipeline.input_pipeline import Arrays, ExampleColumns, Transform
 from pipeline.model_folder import CANDIDATE_GENERATORS, save_model
@@ -246,7 +247,7 @@ def _publish(run: Run, folder: str, kind: str, trained: Trained) -> None:
 
 def history_table(title: str, trained: Trained) -> Table:
     """Metrics by epoch; the chosen epoch is marked."""
-    names = [name for name in trained.history if name not in ("total_loss", "regularization_loss")]
+    names = [name for name in trained.history if name not in NOT_SHOWN]
     note = f"{trained.examples_per_second:,.0f} examples/s, {trained.seconds:.0f} s"
     view = Table(title=f"{title}: {note}" + (", refitted with validation" if trained.refit_history else ""))
     view.add_column("epoch")

@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Callable
 from enum import StrEnum
+from functools import cache
 
 import tensorflow as tf
 
@@ -31,6 +32,9 @@ def make_strategy(
 ) -> tf.distribute.Strategy:
     """The strategy of that name; several machines must be told of before any other TensorFlow operation.
 
+    All trainings of a process share that of several machines or of a TPU: connecting anew ends what the others are
+    about to do together.
+
     Args:
       name: see `StrategyName`.
       tpu_address: of the TPU system; empty for a TPU attached to this machine.
@@ -44,6 +48,11 @@ def make_strategy(
     if name == StrategyName.MIRRORED:
         logical = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
         return tf.distribute.MirroredStrategy([device.name for device in logical])
+    return _connected(name, tpu_address, min_shard_bytes)
+
+
+@cache
+def _connected(name: StrategyName, tpu_address: str, min_shard_bytes: int) -> tf.distribute.Strategy:
     if name == StrategyName.TPU:
         try:
             resolver = tf.distribute.cluster_resolver.TPUClusterResolver(tpu=tpu_address)

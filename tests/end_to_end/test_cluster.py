@@ -24,15 +24,30 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
-def test_two_workers_train_one_ranker_and_one_of_them_publishes_it(funnel: Funnel, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("command", "stages"),
+    [
+        ("train-generator", {"two_tower": "generators.two_tower", "latent_cross": "generators.latent_cross"}),
+        ("train-ranker", {"ranker": "ranker"}),
+    ],
+)
+def test_two_workers_train_each_model_together_and_one_of_them_publishes_it(
+    command: str, stages: dict[str, str], funnel: Funnel, tmp_path: Path
+) -> None:
     folder = tmp_path / "run"
     shutil.copytree(funnel.folder, folder)
-    shutil.rmtree(folder / "models" / "ranker")
+    for model in stages:
+        shutil.rmtree(folder / "models" / model)
     addresses = [f"127.0.0.1:{port}" for port in free_ports(2)]
-    settings = ["--set", "ranker.training.strategy=multi_worker", "--set", "ranker.training.checkpoints=false"]
+    settings = [
+        argument
+        for setting in stages.values()
+        for change in ("strategy=multi_worker", "checkpoints=false")
+        for argument in ("--set", f"{setting}.training.{change}")
+    ]
     workers = [
         start(
-            "train-ranker",
+            command,
             funnel.config,
             "--workdir",
             folder,
@@ -46,6 +61,8 @@ def test_two_workers_train_one_ranker_and_one_of_them_publishes_it(funnel: Funne
     ]
     said = [worker.communicate(timeout=240) for worker in workers]
     assert [worker.returncode for worker in workers] == [0, 0], said
-    assert "train-ranker: done in" in said[0][0]
-    assert "train-ranker: done in" not in said[1][0]
-    assert read_manifest(folder / "models" / "ranker", verify=True)["model"] == "ranker"
+    for model in stages:
+        done = f"{command}: done in" if command == "train-ranker" else f"{command}:{model}: done in"
+        assert done in said[0][0]
+        assert done not in said[1][0]
+        assert read_manifest(folder / "models" / model, verify=True)["model"]

@@ -1,15 +1,18 @@
-"""What the training stages read off the examples."""
+"""What the training stages read off the examples, and what they show."""
 
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
+import tf_keras
+from rich.console import Console
 
 from features.spec import Feature, FeatureSpec, Kind, Normaliser, Side
 from features.splits import Part
 from models.ranker import RankerConfig
 from models.weighted_logistic_regression import LabelStatistics, Objective
-from pipeline.model_stages import label_statistics
+from pipeline.model_stages import history_table, label_statistics
+from pipeline.training import Trained
 from tests.pipeline.synthetic_examples import publish_examples
 
 POSITION = Feature(
@@ -34,3 +37,12 @@ def test_the_scale_of_the_loss_counts_watch_times_as_the_loss_does(
     examples = publish_examples(tmp_path / "ranking", {Part.TRAIN: rows}, FeatureSpec((POSITION,)), "ranker", files=1)
     config = RankerConfig(watch_time_cap_s=cap, objective=objective)
     assert label_statistics(examples, config) == LabelStatistics(4, 3, watch_time_s)
+
+
+def test_a_training_shows_its_metrics_by_pass_and_not_the_loss_of_its_last_batch() -> None:
+    history = {"cross_entropy": [8.5, 7.25], "loss": [4.1, 3.9], "total_loss": [4.1, 3.9], "MAP@20": [0.1, 0.25]}
+    console = Console(record=True, width=80)
+    console.print(history_table("two_tower", Trained(tf_keras.Model(), history, 2, 1000.0, 1.0)))
+    shown = console.export_text()
+    assert "loss" not in shown and "3.9" not in shown
+    assert "2 *" in shown and "7.2500" in shown and "0.2500" in shown

@@ -22,7 +22,7 @@ Evaluate = Callable[[], dict[str, float]]
 """Computes validation metrics of the model in its present state."""
 
 NOT_SHOWN = {"loss", "total_loss", "regularization_loss", "learning_rate"}
-"""What `fit` records and people are not shown: losses are of one replica's last batch."""
+"""What `fit` records and people are not shown: losses are of the last batch alone."""
 
 
 class TrainingProgress(tf_keras.callbacks.Callback):

@@ -231,6 +231,9 @@ class _Run:
                     jit_compile=config.jit_compile,
                     steps_per_execution=config.steps_per_execution,
                 )
+                if config.strategy == StrategyName.MULTI_WORKER:
+                    # Metrics are those of all workers already, which Keras would add up once more.
+                    model.distribute_reduction_method = "first"
         finally:
             tf_keras.mixed_precision.set_global_policy(before)
         return model

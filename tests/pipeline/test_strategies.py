@@ -21,6 +21,7 @@ from pipeline.model_folder import load_candidate_generator
 from pipeline.retrieval_validation import retrieval_map
 from pipeline.strategies import StrategyName, table_partitioner
 from tests.pipeline.synthetic_examples import publish_examples, taste_examples
+from tests.pipeline.training_process import VIDEOS
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -101,6 +102,7 @@ def check(results: Path, examples: ExampleSet) -> dict:
     summary = json.loads((results / "summary.json").read_text())
     history = summary["history"]
     assert history["cross_entropy"][-1] < history["cross_entropy"][0] - 0.2
+    assert history["cross_entropy"][0] < 1.2 * np.log(VIDEOS)  # of all replicas, once
     assert summary["zero_rows"] == [True] * 4  # region and video of the query side, video and topic of the other
     validation = ExampleColumns(examples, (Part.VALIDATION,), ("label", "weight"))
     metrics = retrieval_map(load_candidate_generator(results / "model"), validation)

@@ -52,9 +52,15 @@ def search_space(model: Variant, full: bool) -> dict[str, dict[str, Any]]:
     which a mixture's other ranges are spared where there is a short one.
     """
     has_short = Encoder.SHORT in model.model.get("encoders", ())
-    before = {"short_dropout": 0.4} if has_short else {"dropout": 0.4, "output_dropout": 0.0}
-    space = {"no dropout": {}, "dropout 0.2": {"dropout": 0.2}, "dropout 0.4 before f_o": before}
-    return space if full else {"no dropout": {}}
+
+    def before(share: float) -> dict[str, Any]:
+        return {"short_dropout": share} if has_short else {"dropout": share, "output_dropout": 0.0}
+
+    space: dict[str, dict[str, Any]] = {"no dropout": {}}
+    if full:
+        space["dropout 0.2"] = {"dropout": 0.2}
+        space |= {f"dropout {share} before f_o": before(share) for share in (0.4, 0.6)}
+    return space
 
 
 def _told(movielens: float, youtube: float) -> dict[str, float]:

@@ -8,7 +8,7 @@ nothing to add.
 
 Compared are those of the paper's figure: a recurrent cell alone (GRU4Rec), Caser, M3C and M3R, without context and
 with bottom-switch gates as on MovieLens, at the width of the other sequence experiments. F_in is the identity, so that
-all four read the same. Each has the three trials of `temporal_range`, for each variant of the log anew. The figure
+all four read the same. Each has the trials of `temporal_range`, for each variant of the log anew. The figure
 shows the uplift over the better one of the first two.
 """
 

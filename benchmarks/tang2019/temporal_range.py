@@ -5,7 +5,7 @@
 - Table 5: every subset of the encoders {T, S, L}.
 - Table 6: gates fixed at 1, on the last event (bottom-switch), on the context (contextual-switch), with M3R's setting.
 
-Each model of the first three tables has three trials, without dropout and with it in two places, of which the one with
+Each model of the first three tables has four trials, without dropout and with it in two places, of which the one with
 the best validation MAP is measured.
 
 Worlds: those of `range_worlds.py`. Where nobody returns the mixtures are measured beside the recurrent model alone,

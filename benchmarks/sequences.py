@@ -12,6 +12,7 @@ import numpy as np
 
 from benchmarks.experiments import SMOKE_PLATFORM, SMOKE_SETTINGS, Request, once
 from benchmarks.generators import MAP, HeldOutWatches
+from benchmarks.report import Cell, ResultTable
 from pipeline.config import GeneratorConfig
 from pipeline.evaluation.bootstrap import Measurement
 from pipeline.evaluation.retrieval_metrics import Ranks, evaluate_ranks
@@ -131,6 +132,21 @@ def tuned(
     tried = {name: variant.with_settings(settings) for name, settings in space.items()}
     trials = {name: trial(each) for name, each in tried.items()}
     return tried[max(trials, key=lambda name: trials[name].validation[0])], trials
+
+
+def trial_table(title: str, trials: Mapping[str, Mapping[str, Judged]]) -> ResultTable:
+    """What every trial came to on the validation part; the best of each model is the one that is measured.
+
+    Args:
+      title: of the table.
+      trials: model -> setting -> what it came to; the same settings for every model.
+    """
+    settings = list(next(iter(trials.values())))
+    rows: list[list[Cell]] = [
+        [model, *(tried[setting].validation[0] for setting in settings)] for model, tried in trials.items()
+    ]
+    note = f"{MAP} on the validation part, of the first seed, at its best pass."
+    return ResultTable(title, ["model", *settings], rows, [note], digits=4)
 
 
 def variant_run(run: Run, variant: Variant, seed: int) -> Run:

@@ -25,7 +25,7 @@ from matplotlib.figure import Figure as Plot
 from benchmarks.experiments import Claim, Request, Scale, claim, configuration, mean_of_seeds, prepare
 from benchmarks.generators import MAP, HeldOutWatches
 from benchmarks.report import Cell, ResultTable, publish_result
-from benchmarks.sequences import METRICS, NAME, Judged, Variant, best_on_validation, judge, sizes, tuned
+from benchmarks.sequences import METRICS, NAME, Judged, Variant, best_on_validation, judge, sizes, trial_table, tuned
 from benchmarks.tang2019.range_models import search_space
 from benchmarks.tang2019.range_worlds import ON, WORLDS, range_settings
 from features.tables import read_table
@@ -96,14 +96,14 @@ def reproduce(request: Request) -> None:
     """Publishes `sequence_lengths`."""
     full = request.scale == Scale.FULL
     found: dict[str, dict[str, Judged]] = {}
-    trials: dict[str, dict[str, dict[str, Judged]]] = {}
+    trials: dict[str, Mapping[str, Judged]] = {}
     rows: list[list[Cell]] = []
     for lengths in variants_of_the_log(full):
         run = prepare(request, f"length_{lengths.name}", configuration(request, settings(lengths, full), WORLDS[ON]))
         held_out = HeldOutWatches(run)
         trial = partial(judge, request, run, held_out, seeds=request.seeds[:1])
         chosen = {model.name: tuned(model, search_space(model, full), trial) for model in models(lengths, full)}
-        trials[lengths.name] = {name: tried for name, (_, tried) in chosen.items()}
+        trials |= {f"{lengths.name}, {name}": tried for name, (_, tried) in chosen.items()}
         found[lengths.name] = {
             name: judge(request, run, held_out, variant, request.seeds) for name, (variant, _) in chosen.items()
         }
@@ -112,7 +112,7 @@ def reproduce(request: Request) -> None:
     publish_result(
         request.output,
         request.result_name,
-        [uplift_table(found), metrics_table(found), lengths_table(rows), trial_table(trials)],
+        [uplift_table(found), metrics_table(found), lengths_table(rows), trial_table("Trials", trials)],
         plot(found),
         {
             "command": request.command,
@@ -232,18 +232,6 @@ def lengths_table(rows: Sequence[Sequence[Cell]]) -> ResultTable:
     ]
     reference = "Tang et al. 2019, Table 3, whose lengths are twice as great; 138,400, 85,200, 35,800 and 16,300 users"
     return ResultTable("Variants of the log", columns, rows, reference=reference, digits=1)
-
-
-def trial_table(trials: Mapping[str, Mapping[str, Mapping[str, Judged]]]) -> ResultTable:
-    """What every trial came to on the validation part; the best of each model is the one that is measured."""
-    rows: list[list[Cell]] = [
-        [f"{name}, {model}", *(each.validation[0] for each in tried.values())]
-        for name, of_models in trials.items()
-        for model, tried in of_models.items()
-    ]
-    settings = next(tried for of_models in trials.values() for tried in of_models.values())
-    note = f"{MAP} on the validation part, of the first seed, at its best pass."
-    return ResultTable("Trials", ["variant, model", *settings], rows, [note], digits=4)
 
 
 def plot(found: Mapping[str, Mapping[str, Judged]]) -> Plot:

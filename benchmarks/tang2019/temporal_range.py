@@ -20,7 +20,7 @@ from matplotlib.figure import Figure as Plot
 from benchmarks.experiments import Claim, Request, Scale, claim, configuration, mean_of_seeds, prepare
 from benchmarks.generators import MAP, HeldOutWatches
 from benchmarks.report import Cell, ResultTable, publish_result
-from benchmarks.sequences import METRICS, NAME, Judged, Variant, best_on_validation, judge, tuned
+from benchmarks.sequences import METRICS, NAME, Judged, Variant, best_on_validation, judge, trial_table, tuned
 from benchmarks.tang2019.range_models import (
     MIXTURES,
     PAPERS_LOGS,
@@ -74,7 +74,10 @@ def reproduce(request: Request) -> None:
         [
             *(table(f"{title}, world `{ON}`", found[ON], group, papers, notes) for title, group in names.items()),
             table(f"{COMPARED}, world `{OFF}`", found[OFF], [*measured[OFF]], papers, notes),
-            *(trial_table(world, tried) for world, tried in trials.items()),
+            *(
+                trial_table(f"Trials, world `{world}`", {name: each for name, (_, each) in tried.items()})
+                for world, tried in trials.items()
+            ),
         ],
         plot(found),
         {
@@ -108,16 +111,6 @@ def _tuned(
 def _told(held_out: HeldOutWatches) -> str:
     users = len(set(held_out.targets.users.tolist()))
     return f"{users:,} users, {len(held_out.targets):,} next watches"
-
-
-def trial_table(world: str, tried: Mapping[str, tuple[Variant, Mapping[str, Judged]]]) -> ResultTable:
-    """What every trial came to on the validation part; the best of each model is the one that is measured."""
-    settings = list(next(iter(tried.values()))[1])
-    rows: list[list[Cell]] = [
-        [name, *(trials[setting].validation[0] for setting in settings)] for name, (_, trials) in tried.items()
-    ]
-    note = f"{MAP} on the validation part, of the first seed, at its best pass."
-    return ResultTable(f"Trials, world `{world}`", ["model", *settings], rows, [note], digits=4)
 
 
 def claims_of(

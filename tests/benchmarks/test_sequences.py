@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from benchmarks.beutel2018.context_models import figure_3, figure_4, table_4
-from benchmarks.sequences import Judged, Variant, tuned
+from benchmarks.sequences import Judged, Variant, trial_table, tuned
 from benchmarks.tang2019.range_models import (
     MIXTURES,
     RECURRENT,
@@ -93,3 +93,15 @@ def test_of_its_trials_a_model_keeps_the_settings_that_validate_best() -> None:
     )
     assert best.model == {"depth": 1, "width": 5}
     assert {name: each.validation for name, each in trials.items()} == {"a": [0.2], "b": [0.4], "c": [0.3]}
+
+
+def test_trials_are_a_row_for_each_model_and_a_column_for_each_setting() -> None:
+    def judged(*validation: float) -> Judged:
+        return Judged({}, 1, [1], list(validation))
+
+    table = trial_table(
+        "Trials",
+        {"a": {"none": judged(0.2, 0.9), "some": judged(0.3)}, "b": {"some": judged(0.5), "none": judged(0.4)}},
+    )
+    assert table.columns == ["model", "none", "some"]
+    assert table.rows == [["a", 0.2, 0.3], ["b", 0.4, 0.5]]  # of the first seed

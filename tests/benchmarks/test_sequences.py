@@ -15,10 +15,11 @@ from benchmarks.tang2019.range_models import (
     search_space,
     subsets,
 )
-from benchmarks.tang2019.sparse_gates import with_threshold
+from benchmarks.tang2019.sparse_gates import summary, with_threshold
 from models.context_features import Use
 from models.m3 import M3, Encoder, M3Config
 from pipeline.config import GeneratorConfig
+from pipeline.evaluation.figures import Figure
 from tests.models.sequence_batches import SIZES, SPEC, batch, tensors
 
 
@@ -105,3 +106,22 @@ def test_trials_are_a_row_for_each_model_and_a_column_for_each_setting() -> None
     )
     assert table.columns == ["model", "none", "some"]
     assert table.rows == [["a", 0.2, 0.3], ["b", 0.4, 0.5]]  # of the first seed
+
+
+def test_the_price_of_accuracy_is_told_of_all_thresholds_together() -> None:
+    def row(penalty: str, threshold: str, map_at_20: float, milliseconds: float) -> list:
+        return [penalty, threshold, Figure("MAP@20", map_at_20, 0.0, 1.0, 10), milliseconds, 1.0]
+
+    told = summary(
+        [
+            row("0.0", "none", 0.2, 4.0),
+            row("0.0", "0.3", 0.165, 1.0),
+            row("0.1", "none", 0.199, 4.4),
+            row("0.1", "0.1", 0.181, 2.0),
+        ]
+    )
+    assert told == [
+        "at least 98% of MAP@20: gate penalty 0.0, threshold none keeps 100.0% at +0% latency",
+        "at least 90% of MAP@20: gate penalty 0.1, threshold 0.1 keeps 90.5% at -50% latency",
+        "at least 80% of MAP@20: gate penalty 0.0, threshold 0.3 keeps 82.5% at -75% latency",
+    ]

@@ -2,7 +2,8 @@
 
 One M3R per gate penalty is trained; then its gates are cut at several thresholds when serving: an encoder whose gate is
 below is not executed. MAP is that of the test part; latency is the query tower's for one request at a time, in a graph,
-the thresholds taking turns. The share of requests that an encoder is executed for comes from the gates themselves.
+the thresholds taking turns: the mean, because the median is that of requests for which most is skipped. The share of
+requests that an encoder is executed for comes from the gates themselves.
 """
 
 import time
@@ -63,13 +64,21 @@ def reproduce(request: Request) -> None:
             measured = evaluate_ranks(ranks, held_out.targets.users, run.config.evaluation.retrieval)
             found = next(m.figure for m in measured if m.name == MAP)
             executed = (gates >= (threshold or 0.0)).mean(axis=0)
-            milliseconds = float(np.median(seconds[threshold])) * 1e3
+            milliseconds = float(np.mean(seconds[threshold])) * 1e3
+            median = float(np.median(seconds[threshold])) * 1e3
             told = "none" if threshold is None else f"{threshold}"
-            rows.append([f"{penalty}", told, found, milliseconds, *map(float, executed)])
+            rows.append([f"{penalty}", told, found, milliseconds, median, *map(float, executed)])
             points.setdefault(penalty, []).append((milliseconds, found))
             request.say(f"penalty {penalty}, threshold {told}: {MAP} {found.value:.4f}, {milliseconds:.2f} ms")
     encoders = [str(encoder) for encoder in trained.config.encoders]
-    columns_of_table = ["gate penalty", "threshold", MAP, "p50, ms", *(f"{name} executed" for name in encoders)]
+    columns_of_table = [
+        "gate penalty",
+        "threshold",
+        MAP,
+        "mean, ms",
+        "p50, ms",
+        *(f"{name} executed" for name in encoders),
+    ]
     note = f"Latency of {REQUESTS} requests, one at a time, {TURNS} turns of all thresholds. One training per penalty."
     publish_result(
         request.output,
@@ -148,7 +157,7 @@ def plot(points: Mapping[float, list[tuple[float, Figure]]]) -> Plot:
     for penalty, found in points.items():
         ordered = sorted(found, key=lambda point: point[0])
         axes.plot([ms for ms, _ in ordered], [f.value for _, f in ordered], marker="o", label=f"penalty {penalty}")
-    axes.set_xlabel("query tower, one request, p50, ms")
+    axes.set_xlabel("query tower, one request, mean, ms")
     axes.set_ylabel(MAP)
     axes.legend()
     return canvas

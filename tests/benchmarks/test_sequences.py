@@ -110,7 +110,7 @@ def test_trials_are_a_row_for_each_model_and_a_column_for_each_setting() -> None
 
 def test_the_price_of_accuracy_is_told_of_all_thresholds_together() -> None:
     def row(penalty: str, threshold: str, map_at_20: float, milliseconds: float) -> list:
-        return [penalty, threshold, Figure("MAP@20", map_at_20, 0.0, 1.0, 10), milliseconds, 1.0]
+        return [penalty, threshold, Figure("MAP@20", map_at_20, 0.0, 1.0, 10), milliseconds, 0.5, 1.0]
 
     told = summary(
         [

@@ -15,7 +15,9 @@ from models.candidate_generator import CandidateGenerator
 from models.sequence_generator import SequenceGenerator
 from pipeline.config import GeneratorConfig
 from pipeline.evaluation.baselines.interactions import RetrievalExamples
+from pipeline.evaluation.baselines.training_watches import read_training_watches
 from pipeline.evaluation.bootstrap import Measurement
+from pipeline.evaluation.retrieval_baselines import BaselineResult, RetrievalBaselinesConfig, evaluate_baselines
 from pipeline.evaluation.retrieval_metrics import Ranks, RetrievalTargets, evaluate_ranks, rank_examples
 from pipeline.input_pipeline import ExampleColumns
 from pipeline.model_stages import fit_generator
@@ -110,6 +112,25 @@ def retrieval_examples(run: Run, part: Part) -> RetrievalExamples:
     classes = int(np.count_nonzero(catalogue["video"].to_numpy()))
     table = ExampleSet(run.examples(GENERATOR)).read(part)
     return RetrievalExamples.from_table(table, np.arange(classes + 1) - 1, len(catalogue))
+
+
+def baseline_figures(
+    run: Run, config: RetrievalBaselinesConfig, parts: Mapping[Part, RetrievalExamples], which: np.ndarray
+) -> list[BaselineResult]:
+    """The peers without a network, chosen on the validation part, over the test examples of `which`.
+
+    Args:
+      run: the world.
+      config: which peers.
+      parts: the validation and the test part.
+      which: bool `[test examples]`.
+    """
+    chosen = parts[Part.TEST].take(np.flatnonzero(which))
+    encoder = run.encoder
+    watches = read_training_watches(
+        run.tables, run.split, False, lambda ids: encoder.positions(ids.combine_chunks()), len(encoder.catalogue)
+    )
+    return evaluate_baselines(watches, parts[Part.VALIDATION], watches, chosen, config, run.config.evaluation.retrieval)
 
 
 @dataclass(frozen=True)

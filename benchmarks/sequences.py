@@ -88,13 +88,13 @@ class Judged:
 
     Args:
       measured: metric -> measurement of each seed.
-      parameters: weights of the model.
+      parameters: weights of the model; None: it has no network.
       epochs: passes of each training.
       validation: MAP of each training on the validation part, at the pass that was chosen there.
     """
 
     measured: Mapping[str, list[Measurement]]
-    parameters: int
+    parameters: int | None
     epochs: list[int]
     validation: list[float]
 

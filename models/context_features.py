@@ -24,6 +24,8 @@ to 2^30 seconds (34 years). A gap below a second, zero and negative ones among t
 Δt = log(t(τ+1) - t(τ)) of equal times is log 1 = 0. A missing value (NaN) has a bucket of its own. Other continuous
 columns are scaled to [0, 1] by their feature and cut into 32 equal buckets.
 
+Ages below a day count as a day: a request is served at age 0, and that bucket must be one that labels train.
+
 `time_of_week` has 168 rows, hours from Monday 0:00. Those of watches are the request's less the gaps between; the
 request's is no default feature: `features.extra` adds it, `time_of_week` from `request.time_of_week`, continuous.
 """
@@ -60,6 +62,7 @@ HALF_OCTAVES = 60
 NUM_SECOND_ROWS = HALF_OCTAVES + 2  # one bucket more than boundaries, and the missing value's
 NUM_SCALE_BUCKETS = 32
 HOURS_OF_WEEK = 168
+YOUNGEST_S = 86_400.0  # of the buckets of ages
 
 Features = Mapping[str, tf.Tensor]
 
@@ -100,6 +103,11 @@ def second_rows(seconds: tf.Tensor) -> tf.Tensor:
     missing = tf.math.is_nan(seconds)
     buckets = tf.raw_ops.Bucketize(input=tf.where(missing, 1.0, seconds), boundaries=boundaries)
     return tf.where(missing, NUM_SECOND_ROWS, buckets + 1)
+
+
+def age_rows(ages: tf.Tensor) -> tf.Tensor:
+    """As `second_rows`; all ages below a day, the served one among them, have one row."""
+    return second_rows(tf.maximum(ages, YOUNGEST_S))
 
 
 def scale_rows(scaled: tf.Tensor, missing: tf.Tensor) -> tf.Tensor:
@@ -237,8 +245,8 @@ def _column(feature: ContextFeature, spec: FeatureSpec, vocabulary_sizes: Mappin
         return ContextColumn(
             feature,
             NUM_SECOND_ROWS,
-            lambda features: second_rows(watch_ages(features)[:, :-1]),
-            lambda features: second_rows(watch_ages(features)),
+            lambda features: age_rows(watch_ages(features)[:, :-1]),
+            lambda features: age_rows(watch_ages(features)),
         )
     if feature.name == UPLOADER:
         return ContextColumn(

@@ -8,6 +8,9 @@ with it, the context c(τ) of what is predicted acts after the recurrent cell, s
 
 `PRESETS` are the models of the paper's section 7. It gives the production model's layers (256 wide) and its context;
 where it says nothing (the comparative models' sizes, the dimensions of embeddings) the production model's 256 stands.
+The comparative ones have a hierarchical softmax, which no index answers for: a run that exports them gives `loss`
+another value. They are trained by Adam in the paper, the production model by Adagrad; presets leave the optimizer to
+the training's settings, whose default is Adam.
 """
 
 from collections.abc import Mapping
@@ -21,6 +24,7 @@ from pydantic import Field
 from features.spec import FeatureSpec
 from models.context_features import ContextFeature, Use
 from models.recurrent import Cell, recurrent_layer
+from models.sampled_softmax import Loss
 from models.samplers import NegativeSamplerConfig
 from models.sequence_generator import SequenceConfig, SequenceGenerator
 from models.sequence_steps import of_last_event
@@ -71,7 +75,7 @@ _PRODUCTION = LatentCrossConfig(
     output_widths=(256,),
     sampler=NegativeSamplerConfig(num_sampled=20_000),
 )
-_COMPARATIVE = LatentCrossConfig(dimension=256, cell=Cell.LSTM, units=256)
+_COMPARATIVE = LatentCrossConfig(dimension=256, cell=Cell.LSTM, units=256, loss=Loss.HIERARCHICAL)
 
 
 def _production(time_delta: Use, page_before: Use, page_after: Use, device_after: Use) -> LatentCrossConfig:

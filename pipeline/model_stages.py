@@ -18,7 +18,9 @@ from features.splits import Part
 from features.vocabulary import Vocabulary
 from models.calibration import Expectations, at_equal_rank
 from models.candidate_generator import LABEL, WEIGHT
+from models.co_watch_embeddings import CoWatchConfig
 from models.co_watched_softmax import CO_WATCHED, co_watched_videos
+from models.hierarchical_softmax import CLUSTER, clusters_by_co_watch
 from models.ranker import CLICKED, WATCH_TIME_S, Ranker, RankerConfig
 from models.sampled_softmax import Loss
 from models.samplers import attach_label_probability, attach_negatives, make_sampler
@@ -32,12 +34,13 @@ from pipeline.model_folder import CANDIDATE_GENERATORS, save_model
 from pipeline.ranking_validation import validation_metrics
 from pipeline.retrieval_validation import retrieval_map
 from pipeline.run import EXAMPLES, RANKER, SEQUENCES, Run
-from pipeline.start_vectors import start_vectors
+from pipeline.start_vectors import co_watch_vectors, start_vectors
 from pipeline.training import Trained, train
 from pipeline.vectors import attribute_rows
 
 RANKER_FOLDER = "models/ranker"
 RANKING_EXAMPLES = "examples/ranking"
+TREE_DIMENSION = 32  # of the co-watch vectors that the clusters of the hierarchical softmax are made of
 
 
 def generator_folder(name: str) -> str:
@@ -69,6 +72,9 @@ def fit_generator(run: Run, name: str, spec: FeatureSpec | None = None, keep: bo
     attributes = class_attributes(run, config.model, features)
     if config.model.loss == Loss.CO_WATCHED:
         attributes[CO_WATCHED] = _co_watched(examples, sizes["video"])
+    if config.model.loss == Loss.HIERARCHICAL:
+        vectors = co_watch_vectors(examples, sizes["video"], TREE_DIMENSION, CoWatchConfig(), run.console.print)
+        attributes[CLUSTER] = clusters_by_co_watch(vectors.watched)
     start = start_vectors(examples, of_sequences, sizes["video"], config, run.console.print)
 
     generator: Any = CANDIDATE_GENERATORS[config.model.kind]

@@ -11,7 +11,7 @@ from features.example_reader import ExampleSet
 from features.spec import Kind
 from features.splits import Part
 from models.candidate_generator import LABEL
-from models.co_watch_embeddings import StartVectors, co_watch_embeddings, entries_of_bags
+from models.co_watch_embeddings import CoWatchConfig, StartVectors, co_watch_embeddings, entries_of_bags
 from models.sequence_generator import LABEL_WEIGHTS
 from models.transition_embeddings import transition_counts, transition_embeddings
 from pipeline.config import GeneratorConfig
@@ -38,14 +38,27 @@ def start_vectors(
         return transition_embeddings(transitions, config.model.dimension, config.transition_start)
     if config.co_watch_start is None:
         return None
+    return co_watch_vectors(examples, num_videos, config.model.dimension, config.co_watch_start, say)
+
+
+def co_watch_vectors(
+    examples: ExampleSet, num_videos: int, dimension: int, config: CoWatchConfig, say: Callable[[str], object]
+) -> StartVectors:
+    """Vectors of videos that the same users watched, from the training part.
+
+    Args:
+      examples, num_videos, say: as of `start_vectors`.
+      dimension: of the vectors.
+      config: of their factorization.
+    """
     bags = [f.name for f in examples.features if f.kind == Kind.CATEGORICAL and f.id_space == "video" and f.multivalent]
-    table = examples.read(Part.TRAIN, ["user_id", LABEL, *bags], config.co_watch_start.max_examples)
+    table = examples.read(Part.TRAIN, ["user_id", LABEL, *bags], config.max_examples)
     entries = [(table[LABEL].to_numpy(), np.ones(len(table), np.int64))]
     entries += [(pc.list_flatten(table[b]).to_numpy(), pc.list_value_length(table[b]).to_numpy()) for b in bags]
     users = table["user_id"].combine_chunks().dictionary_encode().indices.to_numpy()
     entered = entries_of_bags(users, entries)
-    say(f"video vectors start from {len(entered[0]):,} watches of {num_videos:,} videos")
-    return co_watch_embeddings(*entered, num_videos, config.model.dimension, config.co_watch_start)
+    say(f"co-watches of {num_videos:,} videos, from {len(entered[0]):,} watches")
+    return co_watch_embeddings(*entered, num_videos, dimension, config)
 
 
 def watched_sequences(table: pa.Table) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

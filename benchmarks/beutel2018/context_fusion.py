@@ -1,8 +1,9 @@
 """Table 4 and Figures 3 and 4 of Beutel et al. 2018: context as latent crosses, concatenated, or not at all.
 
 - Table 4: the time to the next watch alone, into an LSTM without ReLU layers: crossed with the watch (v ∗ w), put
-  beside it (RRN), left out (plain RNN); and bags of words without and with time, the latter with a softmax over the 50
-  videos most co-watched with the last one.
+  beside it (RRN), left out (plain RNN), each by a full softmax and by the paper's hierarchical one; bags of words
+  without and with time, the latter with a softmax over the 50 videos most co-watched with the last one; paragraph
+  vectors of users and what is most co-watched with the last watch.
 - Figure 3: the page alone, into the production model: left out, concatenated on both sides, crossed after the
   recurrent cell, and both.
 - Figure 4: the production model with all its context concatenated, with crosses on top of that, and without context.
@@ -21,20 +22,33 @@ In the last two Figure 4 alone is measured, whose context holds that of the othe
 """
 
 from collections.abc import Mapping
+from itertools import combinations
 from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure as Plot
 
-from benchmarks.beutel2018.context_models import Comparison, figure_3, figure_4, table_4
+from benchmarks.beutel2018.context_models import (
+    FIGURE_4,
+    HIERARCHICAL,
+    TABLE_4,
+    Comparison,
+    figure_3,
+    figure_4,
+    table_4,
+)
 from benchmarks.experiments import Claim, Request, Scale, claim, configuration, mean_of_seeds, prepare
-from benchmarks.generators import MAP, HeldOutWatches
+from benchmarks.generators import MAP, HeldOutWatches, baseline_figures, retrieval_examples
 from benchmarks.report import Cell, ResultTable, publish_result
 from benchmarks.sequences import METRICS, Judged, judge, platform_settings
+from features.splits import Part
 from pipeline.evaluation.bootstrap import paired_difference
 from pipeline.evaluation.plots import new_plot
+from pipeline.evaluation.retrieval_baselines import CO_WATCH, PARAGRAPH_VECTORS, Method, RetrievalBaselinesConfig
+from pipeline.run import Run
 
 DECISIVE, TURNED, OFF = "decisive", "turned", "no_context"
-FIGURE_4 = "Figure 4, all context"
+PEERS: tuple[Method, ...] = (PARAGRAPH_VECTORS, CO_WATCH)
 NO_HABITS = {"series": 0.0, "loyalty": 0.0}
 _STABLE_TASTE: dict[str, Any] = {
     **dict.fromkeys(("context", "duration_fit", "related", "short_term_taste", "time_of_day"), 0.0),
@@ -76,6 +90,8 @@ def reproduce(request: Request) -> None:
             for comparison in comparisons
             if world == DECISIVE or comparison.name == FIGURE_4
         }
+        if world == DECISIVE:
+            found[world][TABLE_4] |= peers(run)
         users = len(set(held_out.targets.users.tolist()))
         notes.append(f"{world}: {users:,} users, {len(held_out.targets):,} next watches.")
     pairs = [(world, comparison) for world in found for comparison in comparisons if comparison.name in found[world]]
@@ -102,19 +118,30 @@ def with_time_of_week(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {**settings, "features": {**settings["features"], "extra": [{**source, **scale}]}}
 
 
+def peers(run: Run) -> dict[str, Judged]:
+    """The baselines of Table 4 without a network, as they are: what is popular just now weighs no more."""
+    parts = {part: retrieval_examples(run, part) for part in (Part.VALIDATION, Part.TEST)}
+    every = np.ones(len(parts[Part.TEST].targets), bool)
+    results = baseline_figures(run, RetrievalBaselinesConfig(methods=PEERS), parts, every)
+    return {
+        result.method.capitalize(): Judged({m.name: [m] for m in result.measurements}, None, [], [])
+        for result in results
+        if result.method in PEERS
+    }
+
+
 def claims_of(world: str, comparison: Comparison, found: Found) -> list[Claim]:
     """The cross is above the concatenation, the concatenation above no context."""
     off = world == OFF
     judged = found[world][comparison.name]
     claims = []
-    for above, below in (
-        (comparison.crossed, comparison.concatenated),
-        (comparison.concatenated, comparison.without),
-        (comparison.crossed, comparison.without),
-    ):
+    pairs = list(combinations((comparison.crossed, comparison.concatenated, comparison.without), 2))
+    if comparison.name == TABLE_4:
+        pairs += [(HIERARCHICAL.format(above), HIERARCHICAL.format(below)) for above, below in pairs]
+    for above, below in pairs:
         for metric in METRICS:
             first, second = judged[above].measured[metric], judged[below].measured[metric]
-            relative = mean_of_seeds(first).value / mean_of_seeds(second).value - 1
+            relative = mean_of_seeds(first).value / max(mean_of_seeds(second).value, 1e-12) - 1
             text = f"{world}, {comparison.name}: {above} over {below}, {metric} {relative:+.1%}"
             claims.append(claim(text, first, second, 1, off))
     return claims
@@ -125,13 +152,13 @@ def table(world: str, comparison: Comparison, found: Found, notes: list[str]) ->
     judged = found[world][comparison.name]
     rows: list[list[Cell]] = []
     base = judged[comparison.concatenated]
-    for variant in comparison.variants:
-        measured = judged[variant.name].measured
+    for name, of_variant in judged.items():
+        measured = of_variant.measured
         figures: list[Cell] = []
         for metric in METRICS:
             mean = mean_of_seeds(measured[metric])
             figures += [mean.figure, paired_difference(mean, mean_of_seeds(base.measured[metric]))]
-        rows.append([variant.name, *figures, judged[variant.name].parameters])
+        rows.append([name, *figures, of_variant.parameters])
     columns = ["model", *(column for metric in METRICS for column in (metric, "over the concatenation")), "parameters"]
     below = [*notes, "Intervals: 95%, over users and trainings."]
     return ResultTable(f"{comparison.name}, world `{world}`", columns, rows, below, comparison.reference, 4)

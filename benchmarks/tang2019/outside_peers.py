@@ -31,7 +31,7 @@ from benchmarks.experiments import (
     prepare,
     published_settings,
 )
-from benchmarks.generators import MAP, READ, retrieval_examples
+from benchmarks.generators import MAP, READ, baseline_figures, retrieval_examples
 from benchmarks.report import Cell, ResultTable, publish_result
 from benchmarks.sequences import NAME, PRECISION, Variant, file_name, platform_settings, sequence_answers
 from benchmarks.speed.peers import Peers
@@ -42,7 +42,6 @@ from features.example_reader import ExampleSet
 from features.splits import Part
 from features.tables import TIMESTAMP, table_batches, table_columns
 from pipeline.evaluation.baselines.interactions import RetrievalExamples
-from pipeline.evaluation.baselines.training_watches import read_training_watches
 from pipeline.evaluation.bootstrap import Measurement, paired_difference
 from pipeline.evaluation.plots import new_plot
 from pipeline.evaluation.retrieval_baselines import (
@@ -52,7 +51,6 @@ from pipeline.evaluation.retrieval_baselines import (
     RECENT_POPULARITY,
     BaselineResult,
     RetrievalBaselinesConfig,
-    evaluate_baselines,
 )
 from pipeline.evaluation.retrieval_metrics import Ranks, evaluate_ranks, reciprocal_rank
 from pipeline.run import GENERATOR, SEQUENCES, Run
@@ -242,19 +240,6 @@ def _moments(users: pa.ChunkedArray, times: pa.ChunkedArray) -> list[tuple[str, 
     return list(zip(users.to_pylist(), times.cast(TIMESTAMP).cast(pa.int64()).to_pylist(), strict=True))
 
 
-def baseline_figures(run: Run, parts: Mapping[Part, RetrievalExamples], which: np.ndarray) -> list[BaselineResult]:
-    """The peers without a network over the test examples of `which`."""
-    test, positions = parts[Part.TEST], np.flatnonzero(which)
-    chosen = test.take(positions)
-    encoder = run.encoder
-    watches = read_training_watches(
-        run.tables, run.split, False, lambda ids: encoder.positions(ids.combine_chunks()), len(encoder.catalogue)
-    )
-    return evaluate_baselines(
-        watches, parts[Part.VALIDATION], watches, chosen, BASELINES, run.config.evaluation.retrieval
-    )
-
-
 def publish(
     request: Request,
     run: Run,
@@ -272,7 +257,7 @@ def publish(
     ]
     claims = [made for title, rows in which.items() for made in claims_of(run, models, targets.users, title, rows)]
     tables = [figures(run, models, targets.users, title, rows, told) for title, rows in which.items()]
-    tables += [baselines(baseline_figures(run, parts, rows), title) for title, rows in which.items()]
+    tables += [baselines(baseline_figures(run, BASELINES, parts, rows), title) for title, rows in which.items()]
     tables.append(trials(models, run))
     publish_result(
         request.output,

@@ -14,6 +14,7 @@ from models.context_features import (
     ContextFeature,
     CrossedContext,
     Use,
+    age_rows,
     context_columns,
     hour_of_week_rows,
     scale_rows,
@@ -77,7 +78,7 @@ def row(seconds: float) -> int:
         ("share", [4, 29, 17], [4, 29, 17, 17]),  # tenths: 32 buckets of 0.1, 0.9, 0.5, and 0.5 of the request
         ("time_delta", [row(60), row(0), row(3600)], [UNKNOWN, row(60), row(0), row(3600)]),
         ("watch_time", [row(20), UNKNOWN, row(300)], [UNKNOWN, row(20), UNKNOWN, row(300)]),
-        ("watch_age", [row(3660), row(3600), row(3600)], [row(3660), row(3600), row(3600), row(0)]),
+        ("watch_age", [row(DAY), row(DAY), row(DAY)], [row(DAY)] * 4),  # all of the last day
         ("time_of_week", [168, 168, 168], [168, 168, 168, 1]),
     ],
 )
@@ -171,6 +172,13 @@ def test_lists_that_do_not_stand_beside_the_watches_are_refused(context, source,
     wanted = [ContextFeature(name=context, pre=Use.CROSS, post=Use.CROSS)]
     with pytest.raises(ConfigError, match=message):
         context_columns(wanted, FeatureSpec(tuple(features)), SIZES, skip_absent=False)
+
+
+def test_the_age_that_requests_are_served_at_shares_its_row_with_the_labels_of_the_last_day():
+    served = age_rows(tf.zeros(1))
+    assert served == age_rows(tf.constant([-5.0])) == age_rows(tf.constant([0.9 * DAY]))
+    np.testing.assert_array_equal(age_rows(tf.constant([2.0, 30.0]) * DAY), [row(2 * DAY), row(30 * DAY)])
+    assert served < row(2 * DAY) and age_rows(tf.constant([NAN])) == UNKNOWN
 
 
 def test_a_gap_of_years_has_a_bucket_of_its_own():

@@ -326,6 +326,7 @@ def test_the_presets_are_the_papers():
         preset = PRESETS[name]
         assert (preset.cell, preset.input_widths, preset.output_widths) == (Cell.LSTM, (), ())
         assert not preset.cross_identity
+        assert preset.loss == Loss.HIERARCHICAL
 
 
 @pytest.mark.parametrize("name", ["production_crosses", "rnn_latent_cross", "rrn"])

@@ -78,9 +78,14 @@ def test_the_requests_context_moves_no_state_and_only_the_requests_prediction(na
     assert moved(predictions(model, batch())[3], predictions(model, changed(name, 3, None, value))[3]) == [5]
 
 
-def time_of_event_moved(later_s: float) -> dict[str, np.ndarray]:
+def slow_batch() -> dict[str, np.ndarray]:
+    """Gaps of days in place of hours."""
+    return batch() | {"seconds_to_next_watch": 100 * batch()["seconds_to_next_watch"]}
+
+
+def time_of_event_moved(later_s: float, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Event 2 of the first history happens later: the gap before it grows, the gap after it shrinks."""
-    arrays = batch()
+    arrays = {name: array.copy() for name, array in arrays.items()}
     arrays["seconds_to_next_watch"][0, 1] += later_s
     arrays["seconds_to_next_watch"][0, 2] -= later_s
     return arrays
@@ -89,11 +94,14 @@ def time_of_event_moved(later_s: float) -> dict[str, np.ndarray]:
 def test_the_time_of_the_next_event_moves_nothing_earlier_but_what_is_fed_by_the_gap():
     # Event 2 and the prediction of it learn from the gap how long ago event 1 was, and so does the state after event 1.
     gap = small(context=[ContextFeature(name="time_delta", pre=Use.BOTH)])
-    assert moved(predictions(gap, batch())[0], predictions(gap, time_of_event_moved(1800))[0])[0] == 2
+    assert moved(predictions(gap, batch())[0], predictions(gap, time_of_event_moved(1800, batch()))[0])[0] == 2
     age = small(context=[ContextFeature(name="watch_age", pre=Use.BOTH, post=Use.BOTH)])
-    assert moved(predictions(age, batch())[0], predictions(age, time_of_event_moved(1800))[0])[0] == 2
+    later = time_of_event_moved(180_000, slow_batch())
+    assert moved(predictions(age, slow_batch())[0], predictions(age, later)[0])[0] == 2
     timeless = small(context=WITHOUT_TIME)
-    np.testing.assert_array_equal(predictions(timeless, batch()), predictions(timeless, time_of_event_moved(1800)))
+    np.testing.assert_array_equal(
+        predictions(timeless, batch()), predictions(timeless, time_of_event_moved(1800, batch()))
+    )
 
 
 def test_the_age_of_what_is_predicted_acts_after_the_encoder_alone():

@@ -40,7 +40,7 @@ from pipeline.vectors import attribute_rows
 
 RANKER_FOLDER = "models/ranker"
 RANKING_EXAMPLES = "examples/ranking"
-TREE_DIMENSION = 32  # of the co-watch vectors that the clusters of the hierarchical softmax are made of
+TREE_DIMENSION = 8  # of the co-watch vectors that the hierarchical softmax has its clusters of: the leading ones
 
 
 def generator_folder(name: str) -> str:
@@ -73,8 +73,7 @@ def fit_generator(run: Run, name: str, spec: FeatureSpec | None = None, keep: bo
     if config.model.loss == Loss.CO_WATCHED:
         attributes[CO_WATCHED] = _co_watched(examples, sizes["video"])
     if config.model.loss == Loss.HIERARCHICAL:
-        vectors = co_watch_vectors(examples, sizes["video"], TREE_DIMENSION, CoWatchConfig(), run.console.print)
-        attributes[CLUSTER] = clusters_by_co_watch(vectors.watched)
+        attributes[CLUSTER] = co_watched_clusters(examples, sizes["video"], run.console.print)
     start = start_vectors(examples, of_sequences, sizes["video"], config, run.console.print)
 
     generator: Any = CANDIDATE_GENERATORS[config.model.kind]
@@ -209,6 +208,12 @@ def _negatives(run: Run, config: GeneratorConfig, columns: ExampleColumns, of_se
 
 def _retrieval_map(columns: ExampleColumns) -> Callable[[Any], dict[str, float]]:
     return lambda model: retrieval_map(model, columns)
+
+
+def co_watched_clusters(examples: ExampleSet, num_videos: int, say: Callable[[str], object]) -> np.ndarray:
+    """The tree of the hierarchical softmax: together what the same users watch, as `clusters_by_co_watch` gives it."""
+    vectors = co_watch_vectors(examples, num_videos, TREE_DIMENSION, CoWatchConfig(), say)
+    return clusters_by_co_watch(vectors.watched)
 
 
 def _co_watched(examples: ExampleSet, num_videos: int) -> np.ndarray:

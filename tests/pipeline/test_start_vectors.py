@@ -12,6 +12,7 @@ from features.splits import Part
 from models.candidate_generator import LABEL
 from models.sequence_generator import LABEL_WEIGHTS
 from pipeline.config import GeneratorConfig
+from pipeline.model_stages import co_watched_clusters
 from pipeline.start_vectors import start_vectors, watched_sequences
 from tests.pipeline.synthetic_examples import publish_examples
 
@@ -56,3 +57,12 @@ def test_only_the_first_examples_are_counted(tmp_path: Path, start: str) -> None
         assert set(np.flatnonzero(found.watched.any(axis=1))) <= set(seen)
         assert found.watched[seen[-1]].any() or found.following[seen[-1]].any()
     assert len(told) == 2
+
+
+def test_the_tree_of_the_hierarchical_softmax_puts_together_what_the_same_users_watch(tmp_path: Path) -> None:
+    # By frequency 1 would be beside 2.
+    table = history_table(["u", "v"], [0, 1], [[1, 3, 1, 3], [2, 4]], [1, 2])
+    examples = publish_examples(tmp_path / "s", {Part.TRAIN: table}, FeatureSpec((WATCHED,)), "candidate_generator", 1)
+    clusters = co_watched_clusters(examples, 4, lambda text: None)
+    assert (clusters[0], clusters[1], clusters[2]) == (0, clusters[3], clusters[4])
+    assert sorted(clusters[1:]) == [1, 1, 2, 2]

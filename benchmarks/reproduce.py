@@ -18,7 +18,7 @@ OWN_DATA = beutel2018.OWN_DATA
 """Experiments that make their own data and have no configuration."""
 ON_REAL_LOGS = {
     "kuairand": ("ranker_layers", "label_choice", "outside_peers"),
-    "movielens": ("outside_peers",),
+    "movielens": ("outside_peers", "temporal_range"),
 }
 """Source of real logs -> experiments that it can answer, without searches, demographics and fresh uploads."""
 

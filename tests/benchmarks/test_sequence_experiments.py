@@ -1,6 +1,7 @@
 """The experiments of sequences on one small world: what they publish of what they measured."""
 
 import json
+import urllib.request
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,8 @@ from benchmarks.experiments import Request, Scale, SourceName, configuration, pr
 from benchmarks.generators import HeldOutWatches
 from benchmarks.report import is_whole
 from benchmarks.sequences import NAME, Variant, platform_settings, variant_run
-from benchmarks.tang2019 import sequence_lengths, sparse_gates, temporal_range
+from benchmarks.tang2019 import movielens_ranges, sequence_lengths, sparse_gates, temporal_range
+from features.errors import DataError
 from features.example_reader import ExampleSet
 from features.splits import Part
 from models.m3 import M3
@@ -44,7 +46,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Run:
 @pytest.fixture
 def shared_world(world: Run, monkeypatch: pytest.MonkeyPatch) -> Run:
     """Every experiment finds this world, whatever it asks for."""
-    for module in (context_fusion, temporal_range, sequence_lengths, sparse_gates):
+    for module in (context_fusion, temporal_range, movielens_ranges, sequence_lengths, sparse_gates):
         monkeypatch.setattr(module, "prepare", lambda request, name, config: world)
     return world
 
@@ -98,11 +100,46 @@ def test_temporal_range_tells_every_model_beside_m3r(untrained: Callable[[str], 
     assert "ranges: M3R-SL over M3R-L" in text and "no_replays: M3R-TSL over Context-GRU" in text
 
 
+def of_movielens(folder: Path, console: Console, *overrides: str) -> Request:
+    folders = (folder / "out", folder / "work")
+    return Request("temporal_range", Scale.SMOKE, SourceName.MOVIELENS, overrides, *folders, console)
+
+
+def test_temporal_range_on_movielens_has_the_papers_tables_without_context(
+    untrained: Callable[[str], float], tmp_path: Path
+) -> None:
+    temporal_range.reproduce(of_movielens(tmp_path, Console(quiet=True)))
+    result = json.loads((tmp_path / "out/temporal_range_movielens_smoke.json").read_text())
+    rows = rows_of(result, "Table 2, MovieLens 20m")
+    assert [*rows] == ["DeepBoW", "Caser", "FMC", "GRU4Rec", "M3C-TSL", "M3R-TSL"]
+    assert rows["FMC"][0]["value"] == pytest.approx(untrained("FMC"))
+    assert [*rows_of(result, "Table 6, MovieLens 20m")] == ["M3R, gates fixed", "M3R-TSL"]
+    assert len(rows_of(result, "Table 5, MovieLens 20m")) == 7
+
+
+def test_movielens_20m_that_cannot_be_had_is_not_run_and_a_wrong_archive_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def offline(*given: Any, **named: Any) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr(urllib.request, "urlopen", offline)
+    console = Console(record=True, width=300)
+    temporal_range.reproduce(of_movielens(tmp_path, console, f"source.data_dir={tmp_path}"))
+    assert "MovieLens 20M: not run (https://files.grouplens.org" in console.export_text()
+    assert not (tmp_path / "out").exists()
+    broken = tmp_path / "broken.zip"
+    broken.write_text("no archive")
+    with pytest.raises(DataError, match="not a readable zip archive"):
+        temporal_range.reproduce(of_movielens(tmp_path, console, f"source.archive={broken}"))
+
+
 def test_context_fusion_tells_every_use_of_context(untrained: Callable[[str], float], tmp_path: Path) -> None:
     text, result = published(context_fusion, tmp_path)
     rows = rows_of(result, "Table 4, time, world `decisive`")
     crossed, concatenated = (untrained(name) for name in ("RNN with Δt latent cross", "RRN (concatenated Δt)"))
     assert rows["RNN with Δt latent cross"][1]["value"] == pytest.approx(crossed - concatenated)
+    assert {"Last-watch co-watch", "Paragraph vectors", "RNN (plain, no time), hierarchical softmax"} <= rows.keys()
     told = f"RNN with Δt latent cross over RRN (concatenated Δt), MAP@20 {crossed / concatenated - 1:+.1%}"
     assert told in text
     for world in ("turned", "no_context"):

@@ -65,7 +65,9 @@ class Insight:
         views: list[RenderableType] = []
         if self.worth:
             names = [d.name for d in next(iter(self.worth.values())) if not d.name.endswith(UNWATCHED)]
-            views.append(worth_table(self.worth, names, f"{self.name}: metrics where a context feature is missing"))
+            views.append(
+                worth_table(self.worth, names, f"{self.name}: metrics without a context feature, less those with it")
+            )
         if self.gates:
             views.append(gates_table(self.gates, f"{self.name}: mean gates"))
         return views

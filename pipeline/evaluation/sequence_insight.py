@@ -3,11 +3,13 @@
 - Temporal dependence (Tang et al. 2019, section 3.1, figure 1): Dep_L = tr Cov(Q_{e_N}, Q_{e_{N - L}}), with Q the
   generator's vectors of the last watch of a history and of the one L watches before it.
 - Gates of M3 (section 5.5, figure 5), averaged by page, by device and by length of the history.
-- The worth of a context feature: the metric without it, its values being missing in the model as it was trained.
+- The worth of a context feature: the metric of the model as it was trained, without what the feature gives it. A value
+  that is missing would not do: it has a vector of its own, which is random where the training examples miss none.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +17,8 @@ import tensorflow as tf
 from rich.table import Table
 
 from features.example_reader import ExampleSet
-from features.spec import Feature, Kind
 from features.splits import Part
-from models.context_features import context_sources
+from models.context_features import ContextColumn
 from models.m3 import M3
 from models.sequence_generator import SequenceGenerator
 from models.sequence_steps import WATCH_COUNT, WATCHED_VIDEOS
@@ -118,32 +119,45 @@ def _mean(model: M3, gates: np.ndarray, grouped_by: str, group: str, chosen: np.
     return GateMeans(grouped_by, group, int(np.count_nonzero(chosen)), told)
 
 
-def without_context(model: SequenceGenerator, name: str, features: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-    """A batch in which a context feature is missing everywhere: rows 0, numbers NaN.
+@contextmanager
+def silenced(model: SequenceGenerator, name: str) -> Iterator[None]:
+    """The model without a context feature while the context lasts, as if it had never been an input.
+
+    Its rows are 0 at every step: zeros are concatenated, and nothing is added to the crosses (without their identity,
+    what its factors started from).
 
     Args:
-      model: whose configuration has the feature.
+      model: whose weights stay as they are.
       name: of the context feature.
-      features: the model's query features.
     """
-    changed = dict(features)
-    for source in context_sources(name, model.spec):
-        changed[source] = _missing(model.spec[source], features[source])
-    return changed
+    before, after = model.columns_before, model.columns_after
+    model.columns_before, model.columns_after = _without(before, name), _without(after, name)
+    try:
+        yield
+    finally:
+        model.columns_before, model.columns_after = before, after
 
 
-def _missing(feature: Feature, values: tf.Tensor) -> tf.Tensor:
-    if feature.kind == Kind.CATEGORICAL:
-        return tf.zeros_like(values)
-    return tf.fill(tf.shape(values), np.float32(np.nan))
+def _without(columns: Sequence[ContextColumn], name: str) -> tuple[ContextColumn, ...]:
+    return tuple(_silent(column) if column.feature.name == name else column for column in columns)
+
+
+def _silent(column: ContextColumn) -> ContextColumn:
+    return replace(
+        column,
+        events=lambda features: tf.zeros_like(column.events(features)),
+        steps=lambda features: tf.zeros_like(column.steps(features)),
+    )
 
 
 def queries_without(model: SequenceGenerator, name: str, columns: ExampleColumns) -> np.ndarray:
-    """float32 `[rows, d]` query vectors of examples in which a context feature is missing."""
-    parts = []
-    for batch in columns.ordered(4096):
-        features = without_context(model, name, tower_inputs(model, columns.at_serving(batch)))
-        parts.append(model.query_embeddings(features).numpy())
+    """float32 `[rows, d]` query vectors of examples by the model without a context feature."""
+    with silenced(model, name):
+        # Not `embed_queries`, whose graph may have been traced with the feature.
+        parts = [
+            model.query_embeddings(tower_inputs(model, columns.at_serving(batch))).numpy()
+            for batch in columns.ordered(4096)
+        ]
     return np.concatenate(parts)
 
 
@@ -180,7 +194,7 @@ def gates_table(means: Sequence[GateMeans], title: str) -> Table:
 
 
 def worth_table(worth: Mapping[str, Sequence[Difference]], names: Sequence[str], title: str) -> Table:
-    """What each metric loses where a context feature is missing: one row per feature."""
+    """What each metric loses without a context feature: one row per feature."""
     view = Table(title=title, title_justify="left")
     view.add_column("context")
     for name in names:

@@ -1,14 +1,15 @@
-"""Dependence over distance, gates by group and missing context, by hand."""
+"""Dependence over distance, gates by group and removed context, by hand."""
 
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
-from models.context_features import ContextFeature, Use
+from models.context_features import NUM_SECOND_ROWS, ContextFeature, CrossedContext, Use
 from models.latent_cross import LatentCross, LatentCrossConfig
 from models.m3 import M3, M3Config
-from pipeline.evaluation.sequence_insight import gate_means, temporal_dependence, without_context
+from pipeline.evaluation.sequence_insight import gate_means, queries_without, temporal_dependence
 from tests.models.sequence_batches import SIZES, SPEC, batch, tensors
 
 
@@ -59,24 +60,37 @@ def test_gates_are_averaged_by_context_and_by_length_of_the_history() -> None:
     np.testing.assert_allclose(list(found["page", "home"].gates.values()), gates[[1, 3]].mean(axis=0), rtol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("name", "gone"),
-    [
-        ("page", {"watched_page", "page"}),
-        ("time_delta", {"seconds_to_next_watch"}),
-        ("watch_age", {"example_age"}),  # the gaps tell of time_delta too
-        ("share", {"watched_share", "share"}),
-    ],
-)
-def test_a_missing_context_feature_is_missing_with_every_watch_and_in_the_request(name: str, gone: set[str]) -> None:
-    context = tuple(ContextFeature(name=n, pre=Use.CONCATENATE) for n in ("page", "time_delta", "watch_age", "share"))
-    model = LatentCross(LatentCrossConfig(dimension=4, units=4, context=context), SPEC, SIZES)
-    before = tensors({k: v for k, v in batch().items() if k in SPEC})
-    after = without_context(model, name, before)
-    for feature in SPEC.features:
-        same = np.array_equal(after[feature.name].numpy(), before[feature.name].numpy(), equal_nan=True)
-        assert same == (feature.name not in gone), feature.name
-    for feature in gone:
-        values = after[feature].numpy()
-        assert np.isnan(values).all() if values.dtype == np.float32 else not values.any()
-    assert not np.allclose(model.query_embeddings(after), model.query_embeddings(before))
+NAMES = ("page", "uploader", "time_delta", "watch_age", "share")
+
+
+@pytest.mark.parametrize("identity", [True, False])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_context_feature_is_removed_with_all_that_its_vectors_give(name: str, identity: bool) -> None:
+    """By hand: all its embeddings 0, all its factors 0 or, where crosses have no 1, what they started from, 1/5.
+
+    Another feature that is made of the same gaps (time_delta, watch_age) keeps them.
+    """
+    context = tuple(ContextFeature(name=n, pre=Use.BOTH, post=Use.BOTH) for n in NAMES)
+    config = LatentCrossConfig(dimension=4, units=4, projection=True, context=context, cross_identity=identity)
+    tf.keras.utils.set_random_seed(0)
+    model = LatentCross(config, SPEC, SIZES)
+    features = tensors({k: v for k, v in batch().items() if k in SPEC})
+    before = model.query_embeddings(features)
+    found = queries_without(model, name, Batches())
+    np.testing.assert_array_equal(model.query_embeddings(features), before)  # the model has the feature again
+    for layer in (model.context_before, model.context_after, model.cross_before, model.cross_after):
+        table = layer.tables[name].embeddings
+        start = 0.2 if isinstance(layer, CrossedContext) and not identity else 0.0
+        table.assign(tf.fill(table.shape, start))
+    np.testing.assert_allclose(found, model.query_embeddings(features), rtol=1e-5, atol=1e-7)
+    assert not np.allclose(found, before)
+
+
+def test_the_worth_of_a_feature_that_is_never_missing_does_not_depend_on_the_vector_of_missing_values() -> None:
+    context = (ContextFeature(name="time_delta", pre=Use.BOTH, post=Use.BOTH),)
+    model = LatentCross(LatentCrossConfig(dimension=4, units=4, projection=True, context=context), SPEC, SIZES)
+    found = queries_without(model, "time_delta", Batches())
+    for layer in (model.context_before, model.context_after, model.cross_before, model.cross_after):
+        table = layer.tables["time_delta"].embeddings
+        table.scatter_nd_update([[NUM_SECOND_ROWS]], tf.fill([1, table.shape[1]], 1e6))
+    np.testing.assert_array_equal(queries_without(model, "time_delta", Batches()), found)

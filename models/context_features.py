@@ -221,17 +221,6 @@ def _refuse_other_lengths(feature: ContextFeature, spec: FeatureSpec) -> None:
             )
 
 
-def context_sources(name: str, spec: FeatureSpec) -> tuple[str, ...]:
-    """The features of the specification without which the context feature of that name is missing everywhere.
-
-    Of the watch's age that is the example age alone, of the time of the week the request's: the gaps that both are
-    made of too tell of the time between watches.
-    """
-    alone = {WATCH_AGE: (EXAMPLE_AGE,), TIME_OF_WEEK: (REQUEST_TIME_OF_WEEK,)}
-    sources = alone.get(name) or _SOURCES.get(name, (f"watched_{name}", name))
-    return tuple(source for source in sources if source in spec)
-
-
 def _column(feature: ContextFeature, spec: FeatureSpec, vocabulary_sizes: Mapping[str, int]) -> ContextColumn:
     if feature.name in (TIME_DELTA, WATCH_TIME):
         source = SECONDS_TO_NEXT if feature.name == TIME_DELTA else WATCHED_TIME

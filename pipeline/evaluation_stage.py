@@ -13,6 +13,7 @@ from features.example_reader import ExampleSet
 from features.history import Derivation
 from features.splits import Part
 from models.sequence_generator import SequenceGenerator
+from models.two_tower import TwoTower
 from pipeline.config import reported_name
 from pipeline.evaluation.baselines.interactions import RetrievalExamples
 from pipeline.evaluation.baselines.training_watches import read_training_watches
@@ -44,7 +45,7 @@ from pipeline.insight import Insight, insight_of
 from pipeline.model_folder import load_candidate_generator, load_ranker
 from pipeline.model_stages import RANKER_FOLDER, generator_folder
 from pipeline.ranking_validation import predictions
-from pipeline.run import GENERATOR, RANKER, SEQUENCES, Run
+from pipeline.run import GENERATOR, RANKER, Run
 from pipeline.sources.truth import Truth
 from pipeline.vectors import catalogue_vectors, query_vectors, scorer
 
@@ -93,18 +94,15 @@ def evaluate(run: Run) -> None:
 
 
 def look_into_generators(run: Run) -> list[Insight]:
-    """What the generators of sequences have learned."""
-    names = [name for name in run.config.generators if run.features_of_generator(name) == SEQUENCES]
-    if not names:
-        return []
+    """What the generators have learned."""
     catalogue = run.encoder.catalogue
     columns_of_rows = np.arange(np.count_nonzero(catalogue["video"].to_numpy()) + 1) - 1
     table = ExampleSet(run.examples(GENERATOR)).read(Part.TEST)
     targets = RetrievalExamples.from_table(table, columns_of_rows, len(catalogue)).targets
     found = []
-    for name in names:
+    for name in run.config.generators:
         generator = load_candidate_generator(run.folder / generator_folder(name))
-        if isinstance(generator, SequenceGenerator):
+        if isinstance(generator, SequenceGenerator | TwoTower):
             found.append(insight_of(run, name, generator, targets))
     return found
 

@@ -1,4 +1,4 @@
-"""What is reported of a trained generator of sequences beside its metrics.
+"""What is reported of a trained generator beside its metrics.
 
 See `pipeline/evaluation/sequence_insight.py` for what the figures are.
 """
@@ -10,12 +10,12 @@ import numpy as np
 from rich.console import RenderableType
 
 from features.example_reader import ExampleSet
-from features.feature_lists import Model
 from features.spec import Kind
 from features.splits import Part
 from features.vocabulary import Vocabulary
 from models.m3 import M3
 from models.sequence_generator import SequenceGenerator
+from models.two_tower import TwoTower
 from pipeline.evaluation.bootstrap import paired_differences
 from pipeline.evaluation.figures import Difference, write_json
 from pipeline.evaluation.retrieval_metrics import UNWATCHED, RetrievalTargets, evaluate_retrieval
@@ -39,12 +39,12 @@ from pipeline.vectors import catalogue_vectors, query_vectors, scorer
 
 @dataclass(frozen=True)
 class Insight:
-    """What was found about one generator of sequences.
+    """What was found about one generator.
 
     Args:
       name: of the generator.
-      dependence: over distance in the histories.
-      worth: context feature -> metrics without it minus those with it.
+      dependence: over distance in the histories, of its embeddings of watched videos.
+      worth: context feature -> metrics without it minus those with it; empty without context.
       gates: of a mixture of ranges; empty for others.
     """
 
@@ -73,34 +73,38 @@ class Insight:
         return views
 
 
-def insight_of(run: Run, name: str, generator: SequenceGenerator, targets: RetrievalTargets) -> Insight:
+def insight_of(run: Run, name: str, generator: SequenceGenerator | TwoTower, targets: RetrievalTargets) -> Insight:
     """Looks into a trained generator with the test examples.
 
     Args:
       run: whose generator it is.
       name: of the generator in the configuration.
-      generator: the trained model.
+      generator: the trained model; of a two-tower model the dependence alone is found.
       targets: of the test examples, over the catalogue.
     """
-    model: Model = run.features_of_generator(name)
-    examples = ExampleSet(run.examples(model))
+    examples = ExampleSet(run.examples(run.features_of_generator(name)))
+    histories, lengths = last_histories(examples, Part.TEST)
+    dependence = temporal_dependence(histories, lengths, vectors_by_row(generator))
     columns = ExampleColumns(examples, (Part.TEST,), ())
+    worth = _worth(run, generator, columns, targets) if isinstance(generator, SequenceGenerator) else {}
+    gates = gate_means(generator, columns, _context_ids(run, generator)) if isinstance(generator, M3) else []
+    return Insight(name, dependence, worth, gates)
+
+
+def _worth(
+    run: Run, generator: SequenceGenerator, columns: ExampleColumns, targets: RetrievalTargets
+) -> dict[str, list[Difference]]:
+    """Context feature -> metrics without it minus those with it."""
+    names = [feature.name for feature in generator.config.context if feature.name not in generator.left_out]
+    if not names:
+        return {}
     vectors, config = catalogue_vectors(generator, run.encoder), run.config.evaluation.retrieval
     with_all = evaluate_retrieval(scorer(query_vectors(generator, columns), vectors), targets, config)
     worth = {}
-    for feature in generator.config.context:
-        if feature.name in generator.left_out:
-            continue
-        without = evaluate_retrieval(
-            scorer(queries_without(generator, feature.name, columns), vectors), targets, config
-        )
-        worth[feature.name] = paired_differences(without, with_all)
-    histories, lengths = last_histories(examples, Part.TEST)
-    dependence = temporal_dependence(histories, lengths, vectors_by_row(generator))
-    gates: list[GateMeans] = []
-    if isinstance(generator, M3):
-        gates = gate_means(generator, columns, _context_ids(run, generator))
-    return Insight(name, dependence, worth, gates)
+    for name in names:
+        without = evaluate_retrieval(scorer(queries_without(generator, name, columns), vectors), targets, config)
+        worth[name] = paired_differences(without, with_all)
+    return worth
 
 
 def _context_ids(run: Run, generator: SequenceGenerator) -> dict[str, list[str]]:

@@ -1,7 +1,8 @@
-"""What a trained generator of sequences has learned: dependence over distance, gates, and what each context is worth.
+"""What a trained generator has learned: dependence over distance; of sequences, gates and what each context is worth.
 
 - Temporal dependence (Tang et al. 2019, section 3.1, figure 1): Dep_L = tr Cov(Q_{e_N}, Q_{e_{N - L}}), with Q the
-  generator's vectors of the last watch of a history and of the one L watches before it.
+  input embeddings (equation 1; not the output embeddings Q' of equation 7) of the last watch of a history and of the
+  one L watches before it. Any trained generator has them; a two-tower model averages them.
 - Gates of M3 (section 5.5, figure 5), averaged by page, by device and by length of the history.
 - The worth of a context feature: the metric of the model as it was trained, without what the feature gives it. A value
   that is missing would not do: it has a vector of its own, which is random where the training examples miss none.
@@ -13,19 +14,23 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import tensorflow as tf
 from rich.table import Table
 
+from features.encoding import padded_rows
 from features.example_reader import ExampleSet
 from features.splits import Part
 from models.context_features import ContextColumn
 from models.m3 import M3
 from models.sequence_generator import SequenceGenerator
 from models.sequence_steps import WATCH_COUNT, WATCHED_VIDEOS
+from models.two_tower import TwoTower
 from pipeline.evaluation.figures import Difference
 from pipeline.evaluation.plots import new_plot
-from pipeline.input_pipeline import Arrays, ExampleColumns
-from pipeline.retrieval_validation import class_vectors, tower_inputs
+from pipeline.input_pipeline import ExampleColumns
+from pipeline.retrieval_validation import tower_inputs
 
 LENGTHS = (1, 10, 30, 100)
 """Histories are told apart by these least lengths."""
@@ -52,7 +57,7 @@ def temporal_dependence(histories: np.ndarray, lengths: np.ndarray, vectors: np.
     Args:
       histories: int32 `[n, longest]` rows of the watches, oldest first, padded on the right.
       lengths: int64 `[n]`.
-      vectors: float32 `[classes + 1, d]` by row; row 0 is not looked at.
+      vectors: float32 `[classes + 1, d]` by row, as of `vectors_by_row`; row 0 is not looked at.
 
     Returns:
       L from 1 to the longest distance that at least two histories have.
@@ -162,21 +167,19 @@ def queries_without(model: SequenceGenerator, name: str, columns: ExampleColumns
 
 
 def last_histories(examples: ExampleSet, part: Part) -> tuple[np.ndarray, np.ndarray]:
-    """The histories of a part's last example of each user: rows `[users, longest]` and lengths `[users]`."""
-    columns = ExampleColumns(examples, (part,), ())
-    batches: list[Arrays] = list(columns.ordered(1 << 16))
-    rows = np.concatenate([batch[WATCHED_VIDEOS] for batch in batches])
-    counts = np.concatenate([batch[WATCH_COUNT] for batch in batches])
-    users = examples.read(part, ["user_id"])["user_id"].combine_chunks().dictionary_encode().indices.to_numpy()
-    last = np.unique(users[::-1], return_index=True)[1]
-    chosen = len(users) - 1 - last
-    return rows[chosen], np.minimum(counts[chosen], rows.shape[1]).astype(np.int64)
+    """The watches before a part's last example of each user: rows `[users, longest]` and lengths `[users]`."""
+    table = examples.read(part, ["user_id", WATCHED_VIDEOS])
+    users = table["user_id"].combine_chunks().dictionary_encode().indices.to_numpy()
+    last = len(users) - 1 - np.unique(users[::-1], return_index=True)[1]
+    histories = table[WATCHED_VIDEOS].combine_chunks().take(pa.array(last))
+    return padded_rows(histories), pc.list_value_length(histories).to_numpy().astype(np.int64)
 
 
-def vectors_by_row(model: SequenceGenerator) -> np.ndarray:
-    """float32 `[classes + 1, d]`: the generator's video vectors, row 0 zero."""
-    vectors = class_vectors(model).numpy()
-    return np.concatenate([np.zeros_like(vectors[:1]), vectors])
+def vectors_by_row(model: SequenceGenerator | TwoTower) -> np.ndarray:
+    """float32 `[classes + 1, d]`: Q, the generator's embeddings of watched videos, row 0 zero."""
+    of_bags = isinstance(model, TwoTower)
+    table = model.embeddings.table(model.spec[WATCHED_VIDEOS]) if of_bags else model.watch_table
+    return table.embeddings.numpy()
 
 
 def gates_table(means: Sequence[GateMeans], title: str) -> Table:
@@ -216,6 +219,7 @@ def plot_dependence(dependences: Mapping[str, Dependence], path: Path) -> None:
     axes.axhline(0, color="grey", linewidth=0.5)
     axes.set_xlabel("L, watches before the last")
     axes.set_ylabel("tr Cov(Q(last), Q(L before)), relative to L = 1")
+    axes.set_title("Q: embeddings of watched videos (input)")
     if axes.get_legend_handles_labels()[0]:  # histories may be too few for any distance
         axes.legend()
     plot.savefig(path)

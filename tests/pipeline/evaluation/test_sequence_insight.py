@@ -1,16 +1,28 @@
 """Dependence over distance, gates by group and removed context, by hand."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
+import scipy.sparse as sp
 import tensorflow as tf
+from rich.console import Console
 
+from features.spec import FeatureSpec
+from features.splits import Part
 from models.context_features import NUM_SECOND_ROWS, ContextFeature, CrossedContext, Use
 from models.latent_cross import LatentCross, LatentCrossConfig
 from models.m3 import M3, M3Config
-from pipeline.evaluation.sequence_insight import gate_means, queries_without, temporal_dependence
+from models.two_tower import TwoTower, TwoTowerConfig
+from pipeline.config import RunConfig
+from pipeline.evaluation.retrieval_metrics import RetrievalTargets
+from pipeline.evaluation.sequence_insight import gate_means, queries_without, temporal_dependence, vectors_by_row
+from pipeline.insight import insight_of
+from pipeline.run import Run
 from tests.models.sequence_batches import SIZES, SPEC, batch, tensors
+from tests.pipeline.synthetic_examples import publish_examples
 
 
 class Batches:
@@ -94,3 +106,56 @@ def test_the_worth_of_a_feature_that_is_never_missing_does_not_depend_on_the_vec
         table = layer.tables["time_delta"].embeddings
         table.scatter_nd_update([[NUM_SECOND_ROWS]], tf.fill([1, table.shape[1]], 1e6))
     np.testing.assert_array_equal(queries_without(model, "time_delta", Batches()), found)
+
+
+HISTORIES = [  # of the test users' examples in the order of the file; the last one of each counts
+    ("a", [1, 2]), ("b", [3, 1, 4]), ("a", [1, 2, 5]), ("c", [2, 0, 6]), ("d", [7]), ("e", [1, 6]),
+]  # fmt: skip
+
+
+def published(folder: Path, spec: FeatureSpec, model: str) -> None:
+    table = pa.table(
+        {
+            "user_id": [user for user, _ in HISTORIES],
+            "watched_video_ids": pa.array([videos for _, videos in HISTORIES], pa.list_(pa.int32())),
+            "watch_count": pa.array([len(videos) for _, videos in HISTORIES], pa.float32()),
+        }
+    )
+    publish_examples(folder, {Part.TEST: table}, spec, model, files=1)
+
+
+def trace(table: np.ndarray, pairs: list[tuple[int, int]]) -> float:
+    """Of the covariance of (last, earlier) vectors."""
+    last, earlier = table[[last for last, _ in pairs]], table[[earlier for _, earlier in pairs]]
+    return np.trace((last - last.mean(axis=0)).T @ (earlier - earlier.mean(axis=0)) / len(pairs))
+
+
+@pytest.mark.parametrize("kind", ["two_tower", "latent_cross", "shared"])
+def test_dependence_is_that_of_the_embeddings_of_watched_videos_in_any_generator(tmp_path: Path, kind: str) -> None:
+    """Last watches 5, 4, 6, 7, 6 of five users; one before them 2, 1, nothing known, none, 1; two before 1, 3, 2."""
+    tf.keras.utils.set_random_seed(3)
+    model: TwoTower | LatentCross
+    if kind == "two_tower":
+        spec = FeatureSpec((SPEC["watched_video_ids"],))
+        model = TwoTower(TwoTowerConfig(dimension=4, depth=1), spec, SIZES)
+        table = model.embeddings.tables["video"]
+    else:
+        spec = FeatureSpec((SPEC["watched_video_ids"], SPEC["watch_count"]))
+        config = LatentCrossConfig(dimension=4, units=4, shared_embeddings=kind == "shared")
+        model = LatentCross(config, spec, SIZES)
+        table = model.watch_table
+    vectors = np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32)
+    vectors[0] = 0
+    table.embeddings.assign(vectors)
+    np.testing.assert_array_equal(vectors_by_row(model), vectors)
+
+    generators = {"one": {"model": {"kind": "two_tower" if kind == "two_tower" else "latent_cross"}}}
+    run = Run(tmp_path, RunConfig.model_validate({"generators": generators}), (), Console(quiet=True))
+    features = run.features_of_generator("one")
+    published(run.examples(features), spec, features)
+    nothing = RetrievalTargets(np.zeros(0), np.zeros(0, np.int64), sp.csr_matrix((0, 7)))
+    insight = insight_of(run, "one", model, nothing)
+    assert (insight.worth, insight.gates) == ({}, [])
+    assert (insight.dependence.lags.tolist(), insight.dependence.pairs.tolist()) == ([1, 2], [3, 3])
+    expected = [trace(vectors, [(5, 2), (4, 1), (6, 1)]), trace(vectors, [(5, 1), (4, 3), (6, 2)])]
+    np.testing.assert_allclose(insight.dependence.traces, expected, rtol=1e-5)

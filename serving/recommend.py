@@ -35,12 +35,14 @@ RANK_OFFSET = 60
 class Recommendation:
     """One row of the list: the candidate generators that nominated the video, and their scores.
 
-    The ranker's numbers are None where no ranker is exported.
+    `candidate_score` is the one number that the ranker is told (see `blend`). The ranker's own numbers are None where
+    no ranker is exported.
     """
 
     video_id: str
     sources: tuple[str, ...]
     retrieval_scores: tuple[float, ...]
+    candidate_score: float
     score: float | None = None
     expected_watch_time_s: float | None = None
     click_probability: float | None = None
@@ -142,8 +144,7 @@ class Recommender:
         candidates = {
             "candidate_ids": [[row.video_id for row in rows]],
             "candidate_sources": [[list(row.sources) for row in rows]],
-            # A feature of one number: of several generators' scores the largest, as in the example sets.
-            "candidate_scores": [[max(row.retrieval_scores) for row in rows]],
+            "candidate_scores": [[row.candidate_score for row in rows]],
         }
         for name, values in candidates.items():
             requests = requests.append_column(name, pa.array(values))
@@ -228,8 +229,11 @@ def blend(nominated: Mapping[str, Sequence[tuple[str, float]]]) -> list[Recommen
     Scores of different generators cannot be compared, so the order is that of Σ 1 / (60 + rank) over the lists that
     name a video (reciprocal rank fusion); equal sums keep the order of the first list that named it.
 
+    The rows' `candidate_score` is that sum, too, or the score itself where there is only one generator. A log that a
+    ranker learns the feature `candidate_score` from has to hold the same in its column `candidate_scores`.
+
     Args:
-      nominated: source -> video ids and scores, best first.
+      nominated: source -> video ids and scores, best first; a generator that names none counts as one.
     """
     found: dict[str, list[tuple[str, float]]] = {}
     fused: dict[str, float] = {}
@@ -237,11 +241,11 @@ def blend(nominated: Mapping[str, Sequence[tuple[str, float]]]) -> list[Recommen
         for rank, (video, score) in enumerate(videos, 1):
             found.setdefault(video, []).append((source, score))
             fused[video] = fused.get(video, 0.0) + 1 / (RANK_OFFSET + rank)
-    order = sorted(found, key=lambda video: -fused[video])
-    return [
-        Recommendation(video, tuple(s for s, _ in found[video]), tuple(score for _, score in found[video]))
-        for video in order
-    ]
+    rows = []
+    for video in sorted(found, key=lambda video: -fused[video]):
+        sources, scores = zip(*found[video], strict=True)
+        rows.append(Recommendation(video, sources, scores, scores[0] if len(nominated) == 1 else fused[video]))
+    return rows
 
 
 def latest_moment(tables: Path) -> datetime:

@@ -193,6 +193,31 @@ def test_lists_of_several_generators_are_blended_by_rank_and_keep_every_source_a
     found = blend({"first": [("a", 0.1), ("b", 0.05)], "second": [("b", 900.0), ("c", 800.0), ("d", 700.0)]})
     assert [row.video_id for row in found] == ["b", "a", "c", "d"]
     assert (found[0].sources, found[0].retrieval_scores) == (("first", "second"), (0.05, 900.0))
+    sums = [1 / 62 + 1 / 61, 1 / 61, 1 / 62, 1 / 63]
+    np.testing.assert_allclose([row.candidate_score for row in found], sums)
+    alone = blend({"first": [("a", 0.1), ("b", -0.05)]})
+    assert [row.candidate_score for row in alone] == [0.1, -0.05]
+
+
+def test_the_ranker_is_told_the_score_of_a_lone_generator_and_the_blends_figure_of_several(
+    recommender: Recommender, monkeypatch: pytest.MonkeyPatch
+):
+    told, call = [], Recommender._call
+
+    def listening(self: Recommender, signature, requests):
+        if "candidate_scores" in requests.column_names:
+            told.append(requests["candidate_scores"].to_pylist()[0])
+        return call(self, signature, requests)
+
+    monkeypatch.setattr(Recommender, "_call", listening)
+    rows = recommender.recommend("nobody", count=40).rows
+    (scores,) = told
+    assert sorted(scores) == sorted(score for row in rows for score in row.retrieval_scores)
+    told.clear()
+    (retrieval,) = recommender._retrieval.values()
+    monkeypatch.setattr(recommender, "_retrieval", {"one": retrieval, "same": retrieval})
+    recommender.recommend("nobody", count=40)
+    np.testing.assert_allclose(told, [[2 / (60 + rank) for rank in range(1, 41)]])
 
 
 def test_an_unknown_user_gets_a_list_and_a_note(recommender: Recommender):

@@ -78,8 +78,11 @@ def raw_window(
 ) -> RawWindow:
     """The last `size` events of each request that are strictly before it, or of all where its time is not known.
 
+    They are sorted by time, whatever the order in which they were sent; those of unknown time come first, and equal
+    times keep the sent order, as in `features/shards.py`.
+
     Args:
-      ids: string `[B, W]`, oldest first; "" is padding, wherever it stands.
+      ids: string `[B, W]`; "" is padding, wherever it stands.
       video: int32 `[B, W]`, the ids' catalogue positions.
       size: of the window.
       now_us: int64 `[B]`, the request's time, `ORDER_ONLY` where not known.
@@ -93,10 +96,9 @@ def raw_window(
         time_us = microseconds(_fitted(time_s, given, np.nan))
     value = tf.fill(tf.shape(ids), np.float32(np.nan)) if value is None else _fitted(value, given, np.nan)
     valid = (ids != "") & ((time_us < now_us[:, tf.newaxis]) | (now_us == ORDER_ONLY)[:, tf.newaxis])
-    # The valid events move to the left in their order (of equals the first comes first), and the last `size` stay.
-    kept = tf.cast(valid, tf.int32)
-    order = tf.math.top_k(kept, given).indices
-    count = tf.reduce_sum(kept, axis=1)
+    # The valid events move to the left, the earliest first (of equals the first one sent), and the last `size` stay.
+    order = tf.math.top_k(tf.where(valid, -1 - time_us, tf.int64.min), given).indices  # -1 - t: no -t of ORDER_ONLY
+    count = tf.reduce_sum(tf.cast(valid, tf.int32), axis=1)
     step = tf.maximum(count - size, 0)[:, tf.newaxis] + tf.range(size)[tf.newaxis, :]
     inside = step < count[:, tf.newaxis]
     index = tf.gather(tf.pad(order, [[0, 0], [0, 1]]), tf.minimum(step, given), batch_dims=1)

@@ -1,7 +1,8 @@
 """Raw inputs: what a client sends, and which of it a feature is made of.
 
 Raw inputs are dense, padded on the right with "" and NaN; lists are oldest first. Only what the features need is an
-input.
+input. Watches and impressions are sorted by their times: the sent order counts for searches, for equal times, for times
+that are not known (these come first) and where the signature has no times.
 
 | input | dtype and shape | meaning |
 | --- | --- | --- |

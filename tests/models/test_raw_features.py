@@ -24,6 +24,29 @@ from tests.models.raw_logs import (
 )
 
 
+def shuffled(raw: dict[str, np.ndarray], kind: str, random: np.random.Generator) -> dict[str, np.ndarray]:
+    """The lists of one kind of events in any order, but that of equal times; padding anywhere between them."""
+    times = raw[f"{kind}_timestamps"]
+    key = random.random(times.shape)
+    for row, time in zip(key, np.where(np.isnan(times), -1, times), strict=True):
+        for same in (np.flatnonzero(time == moment) for moment in np.unique(time)):
+            row[same] = np.sort(row[same])
+    order = np.argsort(key, axis=1)
+    lists = {name: values for name, values in raw.items() if name.startswith(f"{kind}_")}
+    return raw | {name: np.take_along_axis(values, order, axis=1) for name, values in lists.items()}
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_events_that_are_sent_in_another_order_than_that_of_their_times_change_nothing(seed):
+    random = np.random.default_rng(seed)
+    tables, log = encoder(random), Log(random, users=150, candidates=3)
+    raw = shuffled(shuffled(log.raw(), "watched", random), "shown", random)
+    for name in ("watched_timestamps", "shown_timestamps"):
+        assert (np.diff(np.nan_to_num(raw[name]), axis=1) < 0).any(axis=1).mean() > 0.5
+    features = RawFeatures(SPEC, tables, LISTS, UTC_OFFSET_S)
+    assert_equals_examples(tf.function(features)(tensors(raw, features)), log.examples(tables), log)
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_every_feature_equals_the_example_jobs(seed):
     random = np.random.default_rng(seed)
@@ -93,7 +116,7 @@ def test_candidates_beyond_the_catalogue_and_padding_have_their_features_missing
 @pytest.mark.parametrize(
     ("timestamps", "seconds_to_next"),
     [
-        ([50.0], [[np.nan, np.nan, np.nan, np.nan]]),  # the second watch's time is missing
+        ([50.0], [[np.nan, 50.0, np.nan, np.nan]]),  # the second watch's time is missing: it comes first
         ([50.0, 90.0, 95.0], [[40.0, 10.0, np.nan, np.nan]]),  # the third is of no watch
         ([100.0], [[np.nan] * 4]),  # only the first watch is known to be at the request's moment: it is left out
         ([], [[np.nan] * 4]),
@@ -111,7 +134,7 @@ def test_times_of_another_number_than_the_watches_are_missing_at_their_end(times
     )
     np.testing.assert_array_equal(found["seconds_to_next_watch"], seconds_to_next)
     # Rows of clicked_video descend: video n has row 20 - n.
-    kept = [19, 0, 0, 0] if timestamps == [100.0] else [20, 19, 0, 0]
+    kept = {(50.0,): [19, 20, 0, 0], (100.0,): [19, 0, 0, 0]}.get(tuple(timestamps), [20, 19, 0, 0])
     assert found["watched"].numpy().tolist() == [kept]
 
 
@@ -181,7 +204,7 @@ def test_features_that_cannot_be_served_are_refused():
         RawFeatures(constant, encoder(np.random.default_rng(0)), LISTS)
 
 
-def test_a_gap_before_a_time_that_is_not_known_is_not_known():
+def test_watches_of_unknown_time_come_first_and_the_gap_after_them_is_not_known():
     spec = FeatureSpec((SPEC["seconds_to_next_watch"],))
     features = RawFeatures(spec, encoder(np.random.default_rng(0)), LISTS)
     raw = {
@@ -189,7 +212,7 @@ def test_a_gap_before_a_time_that_is_not_known_is_not_known():
         "watched_timestamps": tf.constant([[100.0, np.nan, 160.0]], tf.float64),
         "request_timestamp": tf.constant([200.0], tf.float64),
     }
-    np.testing.assert_array_equal(features(raw)["seconds_to_next_watch"], [[np.nan, np.nan, 40.0, np.nan]])
+    np.testing.assert_array_equal(features(raw)["seconds_to_next_watch"], [[np.nan, 60.0, 40.0, np.nan]])
 
 
 def test_where_the_time_of_the_request_is_unknown_the_whole_history_is_before_it():

@@ -145,6 +145,27 @@ def test_what_the_beam_jobs_stored_is_what_the_exported_signatures_compute(expor
     assert {path.parent.name for path in export.glob("*/1")} == {"retrieval", "retrieval_brute_force", "ranking"}
 
 
+def test_a_client_that_sends_the_latest_events_first_gets_the_same_answer(export: Path, platform: Platform):
+    """All lists of watches and impressions turned around, but those of one moment among each other."""
+    loaded = tf.saved_model.load(str(export / "ranking/1"))
+    raw = platform.stored("ranker").inputs
+    turned = dict(raw)
+    for kind in ("watched", "shown"):
+        latest_first = np.argsort(-raw[f"{kind}_timestamps"], axis=1, kind="stable")
+        for name in (name for name in raw if name.startswith(f"{kind}_")):
+            turned[name] = np.take_along_axis(raw[name], latest_first, axis=1)
+    assert np.any(turned["watched_video_ids"] != raw["watched_video_ids"])
+    for signature in ("features", "ranking"):
+        call = loaded.signatures[signature]
+        specs = call.structured_input_signature[1]
+        asked, answered = (
+            call(**{name: tf.constant(inputs[name], spec.dtype) for name, spec in specs.items()})
+            for inputs in (turned, raw)
+        )
+        for name, expected in answered.items():
+            np.testing.assert_array_equal(asked[name], expected, name)
+
+
 def test_derivations_that_differ_refuse_the_export_and_are_all_named(platform: Platform, tmp_path: Path):
     stored = platform.stored("ranker", 10)
     later = stored.features["seconds_since_last_watch"] + np.float32(1)

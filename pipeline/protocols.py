@@ -21,7 +21,11 @@ _BY_USERS = {"test_days": None, "test_user_share": 0.1, "validation_user_share":
 
 
 def _movielens(least: int, most: int | None, window: int) -> dict[str, Any]:
-    """Users 80/10/10, videos watched 20 times or more, one target: the last watch. Sequences of `window` watches."""
+    """Users 80/10/10, one target: the last watch. Sequences of `window` watches.
+
+    Videos are those that the training users watched 20 times or more, with the validation users where `split.refit`;
+    the paper counts the ratings of all users.
+    """
     return {
         "split": _BY_USERS,
         "analysis": {"vocabularies": {"video": {"min_count": 20}}},

@@ -81,6 +81,16 @@ def test_the_reports_hold_the_models_their_peers_and_the_best_possible(funnel: F
     assert {"ranker", "LightGBM watch-time regression", "best possible (the truth)"} <= ranking
 
 
+def test_every_generator_is_looked_into_and_one_of_sequences_for_the_worth_of_its_context(funnel: Funnel) -> None:
+    reports = funnel.folder / "reports/evaluation"
+    found = {name: json.loads((reports / f"{name}_insight.json").read_text()) for name in ("two_tower", "latent_cross")}
+    assert all(insight["dependence"]["lags"][:3] == [1, 2, 3] for insight in found.values())
+    assert {name: set(insight["worth"]) for name, insight in found.items()} == {
+        "two_tower": set(),
+        "latent_cross": {"time_delta", "page"},
+    }
+
+
 def test_the_trees_are_chosen_by_the_validation_part_as_it_is_served(
     funnel: Funnel, monkeypatch: pytest.MonkeyPatch
 ) -> None:

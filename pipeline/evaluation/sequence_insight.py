@@ -126,7 +126,7 @@ def _mean(model: M3, gates: np.ndarray, grouped_by: str, group: str, chosen: np.
 
 @contextmanager
 def silenced(model: SequenceGenerator, name: str) -> Iterator[None]:
-    """The model without a context feature while the context lasts, as if it had never been an input.
+    """The model without what a context feature gives it, while the context lasts.
 
     Its rows are 0 at every step: zeros are concatenated, and nothing is added to the crosses (without their identity,
     what its factors started from).

@@ -57,16 +57,24 @@ def convert(values: pa.Array, target: pa.DataType, unit: Unit | None = None, sep
 
 
 def plain(column: pa.ChunkedArray) -> Converted:
-    """A column without dictionaries, large or view types, its text valid UTF-8 (bad bytes replaced and marked)."""
+    """A column without dictionaries, extension, large or view types, its text valid UTF-8 (bad bytes replaced, marked).
+
+    UUIDs (`arrow.uuid`, as which Parquet's UUID type is read) become hyphenated lower-case text. Bytes of any other
+    type are text or bad: 16 bytes whose type does not say that they are a UUID are never guessed to be one.
+    """
     values = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     if isinstance(values, pa.ChunkedArray):
         values = pa.concat_arrays(values.chunks) if values.num_chunks else pa.array([], values.type)
     if pa.types.is_dictionary(values.type):
         values = values.cast(values.type.value_type)
+    if isinstance(values.type, pa.BaseExtensionType):
+        if values.type.extension_name == "arrow.uuid":
+            return _text_of_uuids(values.storage), np.zeros(len(values), bool)
+        return plain(values.storage)
     kind = values.type
     if pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
         values = values.cast(pa.list_(kind.value_type))
-    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or _is_text(kind):
+    if _is_bytes(kind) or _is_text(kind):
         return _valid_text(values)
     return values, np.zeros(len(values), bool)
 
@@ -85,6 +93,24 @@ def mask_of(condition: pa.Array) -> np.ndarray:
 
 def _is_text(kind: pa.DataType) -> bool:
     return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+
+
+def _is_bytes(kind: pa.DataType) -> bool:
+    tests = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary, pa.types.is_binary_view)
+    return any(test(kind) for test in tests)
+
+
+def _text_of_uuids(values: pa.Array) -> pa.Array:
+    """fixed_size_binary(16) `[n]` as 8-4-4-4-12 lower-case hexadecimal digits."""
+    size = len(values)
+    given = np.frombuffer(values.buffers()[1] or b"", np.uint8)[16 * values.offset :][: 16 * size].reshape(size, 16)
+    digits = np.frombuffer(b"0123456789abcdef", np.uint8)
+    characters = np.full((size, 36), ord("-"), np.uint8)
+    places = np.delete(np.arange(36), [8, 13, 18, 23])
+    characters[:, places[0::2]], characters[:, places[1::2]] = digits[given >> 4], digits[given & 15]
+    offsets = np.arange(size + 1, dtype=np.int32) * 36
+    text = pa.StringArray.from_buffers(size, pa.py_buffer(offsets), pa.py_buffer(characters))
+    return pc.if_else(values.is_valid(), text, pa.scalar(None, pa.string()))
 
 
 def _valid_text(values: pa.Array) -> Converted:

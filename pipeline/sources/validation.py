@@ -63,6 +63,7 @@ _RANGES = {
 }
 _TIME_REASONS = {Reason.UNPARSABLE_TIME, Reason.FUTURE_TIME, Reason.EARLY_TIME, Reason.FUTURE_UPLOAD}
 _PARTS_OF_SECOND: Mapping[str, int] = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
+_REPLACED = "\ufffd"  # stands for bytes that are no text
 _UPLOAD_AHEAD = timedelta(days=400)
 
 
@@ -358,7 +359,7 @@ def refuse_if_too_many(
 
 
 def _guesses(samples: Sequence[Mapping[str, Any]]) -> str:
-    """What to do about columns whose type was guessed and about wrong units, for an error message."""
+    """What to do about columns whose type was guessed, wrong units and bytes for text, for an error message."""
     told = []
     for sample in samples:
         name = sample["column"]
@@ -366,6 +367,8 @@ def _guesses(samples: Sequence[Mapping[str, Any]]) -> str:
             told.append(
                 f"the type of {name!r} was guessed from the first rows: give it, as extra: {{{name}: string}}; "
             )
+        elif sample["reason"] == Reason.UNUSABLE_ID.value and _REPLACED in sample["raw_first"]:
+            told.append(f"the bytes of {name!r} are not UTF-8: write them as text, UUIDs also as Parquet's UUID type; ")
         elif sample["reason"] in _TIME_REASONS and (unit := _likely_unit(json.loads(sample["raw_first"]).get(name))):
             told.append(f"its {name} is of our days if it is in {unit}: set units: {{{name}: {unit}}}; ")
     return "".join(told)

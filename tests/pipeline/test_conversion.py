@@ -1,5 +1,6 @@
 """What a raw value says becomes exactly that, or is marked; nothing is rounded, guessed or left to a crash."""
 
+import uuid
 from datetime import UTC, datetime
 from decimal import Decimal
 
@@ -7,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from features.tables import TIMESTAMP
-from pipeline.sources.conversion import convert
+from pipeline.sources.conversion import convert, plain
 
 MOST, LEAST = 2**63 - 1, -(2**63)
 
@@ -104,3 +105,42 @@ def test_iso_times_are_read_as_databases_write_them(text, moment):
 def test_offsets_that_are_none_are_marked(text):
     times, bad = convert(pa.array([text]), TIMESTAMP)
     assert (times.to_pylist(), bad.tolist()) == ([None], [True])
+
+
+IDS = [uuid.UUID(int=number * 0x0123456789ABCDEF0123) for number in range(5)]
+
+
+@pytest.mark.skipif(not hasattr(pa, "uuid"), reason="this pyarrow has no UUIDs")
+def test_uuids_become_hyphenated_lower_case_text():
+    raw = pa.array([None if n == 2 else value.bytes for n, value in enumerate(IDS)], pa.uuid())
+    expected = [None if n == 2 else str(value) for n, value in enumerate(IDS)]
+    for column in (raw, pa.chunked_array([raw[:1], raw[1:]]), pa.concat_arrays([raw[3:], raw])[2:]):
+        text, bad = plain(column)
+        assert (text.type, text.to_pylist(), bad.any()) == (pa.string(), expected, False)
+    assert plain(raw[1:4])[0].to_pylist() == expected[1:4]
+    assert plain(raw[:0])[0].to_pylist() == []
+    lists, bad = convert(pa.ListArray.from_arrays(pa.array([0, 2, 5], pa.int32()), raw), pa.list_(pa.string()))
+    assert (lists.to_pylist(), bad.any()) == ([expected[:2], expected[2:]], False)
+
+
+class Wrapped(pa.ExtensionType):
+    def __init__(self) -> None:
+        super().__init__(pa.int16(), "test.wrapped")
+
+    def __arrow_ext_serialize__(self) -> bytes:
+        return b""
+
+    @classmethod
+    def __arrow_ext_deserialize__(cls, storage_type, serialized):
+        return cls()
+
+
+def test_other_extension_types_are_what_they_store():
+    values, bad = plain(pa.ExtensionArray.from_storage(Wrapped(), pa.array([7, None], pa.int16())))
+    assert (values.type, values.to_pylist(), bad.any()) == (pa.int16(), [7, None], False)
+
+
+@pytest.mark.parametrize("kind", [pa.binary(16), pa.binary(), pa.large_binary(), pa.binary_view()])
+def test_bytes_are_text_where_they_are_utf8_and_marked_where_not(kind):
+    text, bad = plain(pa.array([b"0123456789abcdef", b"\xff" * 16, None], pa.binary(16)).cast(pa.binary()).cast(kind))
+    assert (text.to_pylist()[::2], bad.tolist()) == (["0123456789abcdef", None], [False, True, False])

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import uuid
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -98,6 +99,22 @@ def test_parquet_folders_are_read_with_their_types(tmp_path):
     (tmp_path / "log/_SUCCESS").touch()
     run(tmp_path, watches={"path": str(tmp_path / "log"), "extra": ["topic_scores"]})
     assert read(tmp_path, "watches") == [{"user_id": "7", "video_id": "v", "timestamp": NOON, "topic_scores": [0.5]}]
+
+
+def test_uuid_ids_of_parquet_are_the_text_that_csv_has_and_bare_bytes_are_told(tmp_path):
+    user = uuid.UUID(int=0xABCDEF << 96)
+    users = write(tmp_path / "u.csv", f"user_id,region\n{user},DE\n")
+    rows = {"video_id": ["v", "w"], "timestamp": [NOON, NOON]}
+    ids = pa.array([user.bytes] * 2, pa.uuid())
+    pq.write_table(pa.table({"user_id": ids, **rows}), tmp_path / "w.parquet")
+    summary = run(tmp_path, watches={"path": str(tmp_path / "w.parquet")}, users={"path": users})
+    assert read(tmp_path, "watches")[0]["user_id"] == str(user)
+    assert summary.tables["watches"].unmatched == {"user_id not in users": 0}
+
+    pq.write_table(pa.table({"user_id": ids.storage, **rows}), tmp_path / "bytes.parquet")
+    message = bad(tmp_path / "2", watches={"path": str(tmp_path / "bytes.parquet")})
+    assert "2 of 2 rows are rejected" in message
+    assert "the bytes of 'user_id' are not UTF-8: write them as text, UUIDs also as Parquet's UUID type; " in message
 
 
 def test_compressed_csv_and_relative_paths_are_read(tmp_path, monkeypatch):

@@ -35,7 +35,8 @@ from features.errors import ConfigError, DataError
 from features.settings import Settings
 from features.tables import TABLES, Table
 from pipeline.sources.conversion import convert, plain
-from pipeline.sources.readers import CsvDialect, FileChunk, column_names, find_files, is_parquet, read_chunks
+from pipeline.sources.data_files import find_files, is_parquet
+from pipeline.sources.readers import CsvDialect, FileChunk, column_names, read_chunks
 from pipeline.sources.source import RawChunk, Unit, file_fingerprints, nearest, settings_of
 
 TableName = Literal["watches", "impressions", "searches", "users", "videos"]

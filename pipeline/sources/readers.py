@@ -16,13 +16,10 @@ import pyarrow.csv as csv
 import pyarrow.parquet as pq
 
 from features.errors import ConfigError, DataError
+from pipeline.sources.data_files import COMPRESSED, is_parquet, text_name
 
 CSV_BLOCK_BYTES = 16 << 20
 PARQUET_ROWS = 500_000
-_PARQUET = (".parquet", ".pq")
-_CSV = (".csv", ".tsv", ".txt")
-_COMPRESSED = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd", ".lz4": "lz4"}
-_NOT_DATA = {"manifest.json"}
 # What reading a file raises that is damaged or of another kind than its name says, that holds what Arrow cannot read
 # (nested columns of large Parquet files), that cannot be opened, or that has another encoding: one error names it.
 _UNREADABLE = (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError, UnicodeDecodeError)
@@ -51,7 +48,7 @@ class CsvDialect:
 
     def delimiter_of(self, path: Path) -> str:
         """What is between the columns of a file."""
-        return self.delimiter or ("\t" if _text_name(path).endswith(".tsv") else ",")
+        return self.delimiter or ("\t" if text_name(path).endswith(".tsv") else ",")
 
 
 @dataclass(frozen=True)
@@ -62,36 +59,6 @@ class FileChunk:
     path: Path
     rows: np.ndarray
     malformed: Sequence[tuple[int, str]] = ()
-
-
-def find_files(path: str) -> list[Path]:
-    """The data files behind a path: one file, a folder (searched whole) or a glob pattern; sorted.
-
-    Files of a folder whose names begin with a dot or an underscore, and `manifest.json`, are no data.
-
-    Raises:
-      ConfigError: there is none, or a folder has a file that is neither Parquet nor CSV by its name.
-    """
-    given = Path(path).expanduser()
-    if given.is_file():
-        return [given]
-    if given.is_dir():
-        files = sorted(file for file in given.rglob("*") if file.is_file() and not _ignored(file, given))
-        _refuse_other_files(path, given, [file for file in files if not _is_data_file(file)])
-        if not files:
-            raise ConfigError(f"{path}: the folder ({given.resolve()}) has no {_readable()} file")
-        return files
-    if any(character in path for character in "*?["):
-        anchor = Path(given.anchor) if given.anchor else Path()
-        files = sorted(file for file in anchor.glob(str(given.relative_to(given.anchor))) if file.is_file())
-        if files:
-            return files
-        raise ConfigError(f"{path}: no file matches this pattern (from {Path.cwd()}); correct the source's path")
-    raise ConfigError(f"{path}: no such file or folder (looked for {given.absolute()}); correct the source's path")
-
-
-def is_parquet(path: Path) -> bool:
-    return path.name.lower().endswith(_PARQUET)
 
 
 def column_names(path: Path, dialect: CsvDialect | None = None) -> list[str]:
@@ -246,7 +213,7 @@ def _open_csv(
 
 def _text_stream(path: Path, encoding: str, seal: str) -> Any:
     """A file decompressed by its suffix, as UTF-8, and `seal` after it as a line of its own."""
-    stream = pa.input_stream(str(path), compression=_COMPRESSED.get(path.suffix.lower()))
+    stream = pa.input_stream(str(path), compression=COMPRESSED.get(path.suffix.lower()))
     try:
         codec = codecs.lookup(encoding).name
     except LookupError as error:
@@ -327,34 +294,6 @@ def _quote_error(path: Path, where: str, found: str, more: str = "") -> DataErro
         f"{path} {where}: {found}: most often a quote that is not closed; close it, or set quote: null where quotes "
         f"are ordinary characters{more}"
     )
-
-
-def _text_name(path: Path) -> str:
-    """A file's name in lower case, without what says how it is compressed."""
-    name = path.name.lower()
-    return next((name.removesuffix(suffix) for suffix in _COMPRESSED if name.endswith(suffix)), name)
-
-
-def _is_data_file(path: Path) -> bool:
-    return is_parquet(path) or _text_name(path).endswith(_CSV)
-
-
-def _ignored(file: Path, folder: Path) -> bool:
-    parts = file.relative_to(folder).parts
-    return any(part.startswith((".", "_")) for part in parts) or file.name in _NOT_DATA
-
-
-def _refuse_other_files(path: str, folder: Path, others: list[Path]) -> None:
-    if others:
-        shown = ", ".join(str(file.relative_to(folder)) for file in others[:5]) + (", ..." if len(others) > 5 else "")
-        raise ConfigError(
-            f"{path}: expected a folder of {_readable()} files, found {len(others)} of other names that would be left "
-            f"out: {shown}; move them away, or name the files by a pattern, as {path.rstrip('/')}/**/*.csv"
-        )
-
-
-def _readable() -> str:
-    return f"{' or '.join((*_PARQUET, *_CSV))} (text also with {', '.join(_COMPRESSED)})"
 
 
 def _unreadable(path: Path, error: BaseException) -> DataError:

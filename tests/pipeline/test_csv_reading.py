@@ -10,10 +10,11 @@ import pytest
 
 from features.errors import ConfigError, DataError, UpnextError
 from features.tables import read_table
-from pipeline.sources import readers
+from pipeline.sources import data_files, readers
+from pipeline.sources.data_files import find_files
 from pipeline.sources.files import FilesConfig, FilesSource
 from pipeline.sources.ingest import ingest
-from pipeline.sources.readers import CsvDialect, column_names, find_files, read_chunks
+from pipeline.sources.readers import CsvDialect, column_names, read_chunks
 
 HEADER = "user_id,video_id,timestamp\n"
 TWO = HEADER + "u,v,2024-05-01\nu,w,2024-05-02\n"
@@ -113,6 +114,43 @@ def test_every_compressed_file_of_a_folder_is_read(tmp_path):
     write(tmp_path / "log/3.txt.gz", gzip.compress(TWO.replace("u,", "c,").encode()))
     assert kept_of(tmp_path, tmp_path / "log") == 6
     assert read_table(tmp_path / "run/tables", "watches")["user_id"].to_pylist() == ["u", "b", "c", "u", "b", "c"]
+
+
+@pytest.mark.parametrize("pattern", ["", "/**/*.csv", "/**/day=*/*.csv", "/**/**"])
+def test_links_to_folders_are_followed_once_and_loops_end(tmp_path, pattern):
+    log = tmp_path / "log"
+    for place in ("log/day=1", "elsewhere/deep/day=2", "log/day=3"):
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / "a.csv").write_text(TWO)
+    (log / "archive").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere/deep/back").symlink_to(log)
+    (log / "up").symlink_to("..")
+    (log / "again").symlink_to("day=1")
+    (log / "_aside").symlink_to("day=3")
+    found = [log / name / "a.csv" for name in ("archive/deep/day=2", "day=1", "day=3")]
+    assert find_files(f"{log}{pattern}") == found
+    (tmp_path / "link").symlink_to("log")
+    assert len(find_files(f"{tmp_path}/link{pattern}")) == 3
+
+
+@pytest.mark.parametrize("pattern", ["", "/**/*.csv"])
+def test_what_cannot_be_read_in_a_folder_is_named_and_not_left_out(tmp_path, pattern, monkeypatch):
+    (tmp_path / "log/sub").mkdir(parents=True)
+    (tmp_path / "log/sub/1.csv").write_text(TWO)
+    (tmp_path / "log/gone.csv").symlink_to(tmp_path / "nowhere.csv")
+    with pytest.raises(ConfigError, match=r"log/gone\.csv: expected a file, found a link that leads nowhere; mend or"):
+        find_files(f"{tmp_path}/log{pattern}")
+    (tmp_path / "log/gone.csv").unlink()
+    scandir = data_files.os.scandir
+
+    def refusing(folder):
+        if Path(folder).name == "sub":
+            raise PermissionError(13, "Permission denied", str(folder))
+        return scandir(folder)
+
+    monkeypatch.setattr(data_files.os, "scandir", refusing)
+    with pytest.raises(ConfigError, match=r"log/sub: expected a folder .* found none \(Permission denied\); make it"):
+        find_files(f"{tmp_path}/log{pattern}")
 
 
 def test_a_folder_with_files_that_would_be_left_out_is_refused(tmp_path):

@@ -111,8 +111,7 @@ def configuration(
 ) -> RunConfig:
     """The configuration of a world: the experiment's settings, then the caller's, then the simulator's switches."""
     value: dict[str, Any] = copy.deepcopy(dict(settings))
-    for override in request.overrides:
-        config_file.apply_override(value, override)
+    config_file.apply_overrides(value, request.overrides)
     if switches:
         value["source"] = {**value["source"], **switches}
     return config_file.validate(RunConfig, value, f"{request.name} ({request.scale})")

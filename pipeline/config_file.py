@@ -36,9 +36,12 @@ def read(model: type[T], name: str, overrides: Sequence[str] = ()) -> T:
       overrides: `key=value` texts; the key is dotted (`source.path`), the value is YAML.
 
     Raises:
-      ConfigError: no such file, not YAML, an unknown key (the nearest one is named), or a value that does not fit.
+      ConfigError: no such file, not YAML, a key that is there twice, an unknown key (the nearest one is named), a value
+        that does not fit, or an override that would add a generator (`apply_overrides`).
     """
-    value, where = read_settings(name, overrides)
+    value, where = read_settings(name)
+    defaults = model.model_fields["generators"].default if "generators" in model.model_fields else ()
+    apply_overrides(value, overrides, tuple(defaults))
     return validate(model, value, where)
 
 
@@ -46,17 +49,17 @@ def read_settings(name: str, overrides: Sequence[str] = ()) -> tuple[dict[str, A
     """The settings of a configuration, not checked against any model, and the file; arguments as of `read`.
 
     Raises:
-      ConfigError: no such file, not YAML, or an override that is not `key=value` or does not fit into the settings.
+      ConfigError: no such file, not YAML, a key that is there twice, or an override that is not `key=value` or does not
+        fit into the settings.
     """
     text, where = _text_of(name)
     try:
-        value = yaml.safe_load(text)
+        value = _load(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(value, dict):
         raise ConfigError(f"{where}: expected a mapping of settings, found {type(value).__name__}")
-    for override in overrides:
-        apply_override(value, override)
+    apply_overrides(value, overrides)
     return value, where
 
 
@@ -110,6 +113,61 @@ def _text_of(name: str) -> tuple[str, str]:
     raise ConfigError(f"configuration {name!r}: no such file, and not one of {', '.join(builtin_names())}{hint}")
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that a mapping has twice, of which YAML's own loader drops the first."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen: dict[tuple[str, str], int] = {}
+        for key, _ in node.value:
+            line, name = key.start_mark.line + 1, (key.tag, str(key.value))
+            if name in seen and not key.tag.endswith(":merge"):
+                raise yaml.YAMLError(
+                    f"key {key.value!r} in line {seen[name]} and again in line {line}, one of which would be dropped; "
+                    "remove it"
+                )
+            seen[name] = line
+        return node
+
+
+def _load(text: str) -> Any:
+    return yaml.load(text, _Loader)
+
+
+def apply_overrides(value: dict[str, Any], overrides: Sequence[str], default_generators: tuple[str, ...] = ()) -> None:
+    """Puts `key=value` texts (dotted key, YAML value) into nested settings.
+
+    Args:
+      value: the settings, which are changed.
+      overrides: in order; later ones win.
+      default_generators: the names of the candidate generators where the settings give none.
+
+    Raises:
+      ConfigError: an override is not `key=value` or does not fit into the settings, or it sets a part of a generator
+        that is not there and of which no override gives the model (or all of it).
+    """
+    for override in overrides:
+        there = value.get("generators", default_generators)
+        if there and isinstance(there, Mapping | tuple):
+            _refuse_misnamed_generator(override, overrides, list(there))
+        apply_override(value, override)
+
+
+def _refuse_misnamed_generator(override: str, overrides: Sequence[str], there: Sequence[str]) -> None:
+    group, _, rest = override.partition("=")[0].partition(".")
+    name, _, setting = rest.partition(".")
+    whole = {f"generators.{name}", f"generators.{name}.model", f"generators.{name}.model.kind"}
+    if group != "generators" or not setting or name in there:
+        return
+    if not whole & {other.partition("=")[0] for other in overrides}:
+        near = difflib.get_close_matches(name, there, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(there)};"
+        raise ConfigError(
+            f"--set {override!r}: no generator {name!r}; {hint} to add one give its model, as --set "
+            f"'generators.{name}.model={{kind: two_tower}}'"
+        )
+
+
 def apply_override(value: dict[str, Any], override: str) -> None:
     """Puts `key=value` (dotted key, YAML value) into nested settings."""
     key, equals, text = override.partition("=")
@@ -124,9 +182,9 @@ def apply_override(value: dict[str, Any], override: str) -> None:
                 f"--set {override!r}: {'.'.join(parents[: depth + 1])} is a value, not a group of settings"
             )
     try:
-        node[last] = yaml.safe_load(text)
+        node[last] = _load(text)
     except yaml.YAMLError as error:
-        raise ConfigError(f"--set {override!r}: the value is not valid YAML") from error
+        raise ConfigError(f"--set {override!r}: the value is not valid YAML: {' '.join(str(error).split())}") from error
 
 
 def _explain(model: type[BaseModel], error: ValidationError) -> str:

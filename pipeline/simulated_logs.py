@@ -21,8 +21,7 @@ def simulate_to(output: Path, overrides: Sequence[str], console: Console) -> Non
     """
     require_replaceable(output)
     value: dict = {}
-    for override in overrides:
-        config_file.apply_override(value, override)
+    config_file.apply_overrides(value, overrides)
     config = config_file.validate(SimulatorConfig, value, "simulator")
     with console.status("Simulating a platform ..."):
         logs = simulate(config)

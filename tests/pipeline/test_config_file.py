@@ -74,6 +74,7 @@ def test_a_file_and_dotted_overrides_are_read(path: Path) -> None:
         ("range={low: 3}", r"range: low 3 is above high 1$"),
         ("source.path.deep=1", "source.path is a value, not a group"),
         ("rate=[", "not valid YAML"),
+        ("range={low: 3, low: 4}", "not valid YAML: key 'low' in line 1 and again in line 1"),
     ],
 )
 def test_mistakes_are_explained_in_one_line(path: Path, override: str, message: str) -> None:
@@ -95,6 +96,34 @@ def test_files_that_hold_no_settings_are_refused(tmp_path: Path, text: str, mess
     file.write_text(text)
     with pytest.raises(ConfigError, match=message):
         read(Config, str(file))
+
+
+def test_a_key_that_is_there_twice_is_refused_with_both_lines_and_merged_keys_are_not(tmp_path: Path) -> None:
+    file = tmp_path / "twice.yaml"
+    file.write_text("rate: 1\nrange:\n  low: 0\n  high: 2\n  'low': 1\n")
+    told = f"{file}: not valid YAML: key 'low' in line 3 and again in line 5, one of which would be dropped; remove it"
+    with pytest.raises(ConfigError, match=re.escape(told)):
+        read(Config, str(file))
+    file.write_text("source: {kind: files}\nlayers:\n- &first {units: 8}\n- {<<: *first, units: 9}\n- {<<: *first}\n")
+    assert [layer.units for layer in read(Config, str(file)).layers] == [8, 9, 8]
+
+
+@pytest.mark.parametrize("text", ["name: logs\n", "generators: {two_tower: {model: {}}}\n"])
+def test_a_part_of_a_generator_that_is_not_there_is_refused_unless_its_model_is_given(path: Path, text: str) -> None:
+    path.write_text(text)
+    epochs = "generators.two_towr.training.epochs=7"
+    told = f"--set '{epochs}': no generator 'two_towr'; did you mean 'two_tower'? to add one give its model, as --set "
+    for overrides in ([epochs], ["generators.two_tower.training.epochs=1", epochs], [epochs, epochs]):
+        with pytest.raises(ConfigError, match=re.escape(told)):
+            read(RunConfig, str(path), overrides)
+    with pytest.raises(ConfigError, match="no generator 'm3'; there are: two_tower; to add one"):
+        read(RunConfig, str(path), ["generators.m3.model.dimension=8"])
+    for given in ("model={kind: m3}", "model.kind=m3"):
+        for overrides in ([epochs, f"generators.two_towr.{given}"], [f"generators.two_towr.{given}", epochs]):
+            assert read(RunConfig, str(path), overrides).generators["two_towr"].training.epochs == 7
+    assert read(RunConfig, str(path), ["generators.two_towr={}", epochs]).generators["two_towr"].training.epochs == 7
+    alone = read(RunConfig, str(path), ["generators={two_towr: {}}", epochs])
+    assert list(alone.generators) == ["two_towr"]
 
 
 def test_a_run_s_configuration_is_read_back_only_as_it_was_written(tmp_path: Path) -> None:

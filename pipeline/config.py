@@ -34,7 +34,7 @@ from pipeline.evaluation.bootstrap import BootstrapConfig
 from pipeline.evaluation.gradient_boosted_trees import TreesConfig
 from pipeline.evaluation.retrieval_baselines import Method, RetrievalBaselinesConfig
 from pipeline.evaluation.retrieval_metrics import RetrievalMetricsConfig
-from pipeline.named_features import refuse_unknown_names
+from pipeline.named_features import refuse_unknown_names, refuse_unknown_spaces
 from pipeline.protocols import with_protocol
 from pipeline.sources.files import FilesConfig
 from pipeline.sources.kuairand import KuaiRandConfig
@@ -231,7 +231,8 @@ class RunConfig(Settings):
         return self
 
     @model_validator(mode="after")
-    def _models_name_what_there_is(self) -> "RunConfig":
+    def _settings_name_what_there_is(self) -> "RunConfig":
+        refuse_unknown_spaces(self.analysis.vocabularies, self.features)
         for name, generator in self.generators.items():
             if isinstance(generator.model, TwoTowerConfig):
                 refuse_unknown_names(generator.model, self.features, f"generators.{name}.model")

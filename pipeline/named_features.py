@@ -4,10 +4,18 @@ What a model sees depends on the log, as default features whose column is absent
 default feature, so that one configuration serves many logs, and any feature that the configuration adds.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 
+from features.analysis import FIXED_VOCABULARIES
+from features.catalogue import HISTORY_SPACES
 from features.errors import ConfigError
-from features.feature_lists import FeatureList, FeatureListConfig, default_candidate_features, default_ranking_features
+from features.feature_lists import (
+    FeatureList,
+    FeatureListConfig,
+    default_candidate_features,
+    default_ranking_features,
+    default_sequence_features,
+)
 from features.spec import Feature, Kind, Model, Side
 from features.tables import TABLES
 from models.context_features import features_needed
@@ -16,7 +24,11 @@ from models.sequence_generator import SequenceConfig
 from models.two_tower import TwoTowerConfig
 from pipeline.sources.source import nearest
 
-_LISTS = {"candidate_generator": default_candidate_features, "ranker": default_ranking_features}
+_LISTS: Mapping[Model, Callable[..., FeatureList]] = {
+    "candidate_generator": default_candidate_features,
+    "sequence_generator": default_sequence_features,
+    "ranker": default_ranking_features,
+}
 
 
 def refuse_unknown_names(config: TwoTowerConfig | RankerConfig, features: FeatureListConfig, where: str) -> None:
@@ -40,6 +52,22 @@ def refuse_unknown_names(config: TwoTowerConfig | RankerConfig, features: Featur
     _refuse(config.large_id_spaces, spaces, f"{where}.large_id_spaces: no id space of the model's inputs")
     numbers = {feature.name for feature in inputs if feature.kind == Kind.CONTINUOUS}
     _refuse(config.power_features, numbers, f"{where}.power_features: no continuous input of the model")
+
+
+def refuse_unknown_spaces(vocabularies: Collection[str], features: FeatureListConfig) -> None:
+    """Checks the id spaces that `analysis.vocabularies` names.
+
+    Args:
+      vocabularies: the names.
+      features: the run's feature lists.
+
+    Raises:
+      ValueError: an id space is of no default feature of any model and of none of `features.extra`, or is known
+        beforehand (`hour`); the nearest name is told.
+    """
+    spaces = {feature.id_space for model in _LISTS for feature in _possible(model, features)} if vocabularies else set()
+    counted = {*spaces, *HISTORY_SPACES.values()} - FIXED_VOCABULARIES.keys()
+    _refuse(vocabularies, counted, "analysis.vocabularies: no id space that is counted")
 
 
 def refuse_absent_context(config: SequenceConfig, found: FeatureList, where: str) -> None:

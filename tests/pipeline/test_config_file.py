@@ -232,6 +232,13 @@ def test_a_start_that_is_given_takes_the_place_of_the_default_one_and_two_are_re
             "'clicked_video'?",
         ),
         ("ranker.model.embedding_dimensions={plan: 8}", "is called 'plan'"),  # added to the generator alone
+        (
+            "analysis.vocabularies.search_tokens.top_n=7",
+            "analysis.vocabularies: no id space that is counted is called 'search_tokens', did you mean "
+            "'search_token'? there are: clicked_video, device, interest, language, page, plan, region, search_token, "
+            "source, topic, uploader, video",
+        ),
+        ("analysis.vocabularies={hour: {top_n: 3}}", "is called 'hour'"),  # known beforehand
     ],
 )
 def test_settings_that_name_no_feature_of_any_log_are_refused_with_the_nearest(
@@ -273,6 +280,7 @@ def test_settings_may_name_added_features_and_defaults_that_a_log_lacks_or_a_run
             "generators.two_tower.model.large_id_spaces=[video, search_token, plan]",
             "generators.two_tower.model.power_features=[example_age, wealth]",
             "ranker.model.embedding_dimensions={clicked_video: 8, search_token: 4, interest: 2}",
+            "analysis.vocabularies={video: {top_n: 9}, topic: {top_n: 9}, page: {}, plan: {}, interest: {}}",
         ],
     )
     assert config.generators["two_tower"].model.power_features == ("example_age", "wealth")

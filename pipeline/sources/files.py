@@ -55,8 +55,10 @@ class FileTable(Settings):
     """The files of one canonical table."""
 
     path: str = Field(description="a file, a folder or a glob pattern; relative to the current directory")
-    columns: dict[str, str] = Field(
-        default_factory=dict, description="canonical column: column of the files; a column of the same name needs none"
+    columns: dict[str, str | None] = Field(
+        default_factory=dict,
+        description="canonical column: column of the files; a column of the same name needs none, and null leaves it "
+        "out where it means something else",
     )
     units: dict[str, Unit] = Field(
         default_factory=dict,
@@ -145,7 +147,9 @@ def _resolve(table: Table, entry: FileTable, file: Path) -> dict[str, str]:
     mapping = {}
     for name in known:
         column = entry.columns.get(name, name)
-        if column in present:
+        if column is None:
+            _refuse_needed(table, entry, name)
+        elif column in present:
             mapping[name] = column
         elif name not in entry.constants and (name in entry.columns or name in table.required.names or name in extra):
             raise ConfigError(
@@ -153,6 +157,16 @@ def _resolve(table: Table, entry: FileTable, file: Path) -> dict[str, str]:
                 f"{_suspected_delimiter(table, present)}correct source.tables.{table.name}.columns"
             )
     return mapping
+
+
+def _refuse_needed(table: Table, entry: FileTable, name: str) -> None:
+    """Raises ConfigError where a column that is left out is needed."""
+    if name in entry.extra or (name in table.required.names and name not in entry.constants):
+        why = "it is listed under extra" if name in entry.extra else "every row needs it"
+        raise ConfigError(
+            f"source.tables.{table.name}.columns.{name}: expected a column of the files, found null, which leaves it "
+            f"out, but {why}; name a column"
+        )
 
 
 def _suspected_delimiter(table: Table, present: list[str]) -> str:

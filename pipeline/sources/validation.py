@@ -20,7 +20,7 @@ from pydantic import Field
 
 from features.errors import DataError
 from features.settings import Settings
-from features.tables import TIMESTAMP, Table
+from features.tables import TABLES, TIMESTAMP, Table
 from pipeline.sources.conversion import convert, finite, mask_of, plain
 from pipeline.sources.source import RawChunk, nearest
 
@@ -353,13 +353,13 @@ def refuse_if_too_many(
             )
             raise DataError(
                 f"{name}: {count:,} of {read:,} rows are {what} ({count / read:.1%}, tolerated are {limit:.1%}); "
-                f"worst: {listing}; the rejected rows are in {where}; {_guesses(worst)}"
+                f"worst: {listing}; the rejected rows are in {where}; {_guesses(name, read, worst)}"
                 f"correct the source or its column mapping, or raise validation.{setting}"
             )
 
 
-def _guesses(samples: Sequence[Mapping[str, Any]]) -> str:
-    """What to do about columns whose type was guessed, wrong units and bytes for text, for an error message."""
+def _guesses(table: str, read: int, samples: Sequence[Mapping[str, Any]]) -> str:
+    """What to do about guessed types, wrong units, bytes for text and columns of another meaning, for an error."""
     told = []
     for sample in samples:
         name = sample["column"]
@@ -371,6 +371,8 @@ def _guesses(samples: Sequence[Mapping[str, Any]]) -> str:
             told.append(f"the bytes of {name!r} are not UTF-8: write them as text, UUIDs also as Parquet's UUID type; ")
         elif sample["reason"] in _TIME_REASONS and (unit := _likely_unit(json.loads(sample["raw_first"]).get(name))):
             told.append(f"its {name} is of our days if it is in {unit}: set units: {{{name}: {unit}}}; ")
+        elif 2 * sample["count_all"] > read and name in TABLES[table].optional.names:
+            told.append(f"where the files mean something else by {name!r}, leave it out: columns: {{{name}: null}}; ")
     return "".join(told)
 
 

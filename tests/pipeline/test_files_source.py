@@ -117,6 +117,26 @@ def test_uuid_ids_of_parquet_are_the_text_that_csv_has_and_bare_bytes_are_told(t
     assert "the bytes of 'user_id' are not UTF-8: write them as text, UUIDs also as Parquet's UUID type; " in message
 
 
+def test_an_optional_column_that_means_something_else_is_left_out_by_null_as_the_error_says(tmp_path):
+    path = write(tmp_path / "w.csv", "user_id,video_id,timestamp,order\nu,v,1714564800,ORD-17\nu,w,1714564801,ORD-18\n")
+    message = bad(tmp_path, watches={"path": path})
+    assert "wrong type in order: 2 rows" in message
+    assert "where the files mean something else by 'order', leave it out: columns: {order: null}; " in message
+    run(tmp_path, watches={"path": path, "columns": {"order": None}})
+    assert set(read(tmp_path, "watches")[0]) == {"user_id", "video_id", "timestamp"}
+
+
+def test_a_column_that_is_needed_cannot_be_left_out(tmp_path):
+    watches = {"path": write(tmp_path / "w.csv", WATCHES), "columns": {"video_id": None}}
+    message = bad(tmp_path, watches=watches)
+    told = "source.tables.watches.columns.video_id: expected a column of the files, found null, which leaves it out, "
+    assert f"{told}but every row needs it; name a column" in message
+    kept_too = {**watches, "columns": {"mood": None}, "extra": ["mood"]}
+    assert "columns.mood: expected a column of the files, found null, " in bad(tmp_path, watches=kept_too)
+    run(tmp_path, watches={**watches, "constants": {"video_id": "v"}})
+    assert {row["video_id"] for row in read(tmp_path, "watches")} == {"v"}
+
+
 def test_compressed_csv_and_relative_paths_are_read(tmp_path, monkeypatch):
     with gzip.open(tmp_path / "w.csv.gz", "wt") as stream:
         stream.write(WATCHES)

@@ -25,6 +25,7 @@ Progress = Callable[[str, int], None]  # (table, rows read so far)
 
 # Users and videos first: events are then compared with their ids.
 _ORDER = ("users", "videos", "watches", "impressions", "searches")
+_REFERENCES = {"user_id": "users", "video_id": "videos", "seed_video_id": "videos"}
 _REJECTED_BATCH_ROWS = 50_000
 
 
@@ -35,7 +36,7 @@ class TableCounts:
     Args:
       read, kept: rows.
       rejected: rows by reason.
-      unmatched: kept events whose user or video is in no row of users or videos; they are kept.
+      unmatched: kept events whose user, video or seed video is in no row of users or videos; they are kept.
       first, last: times of the first and last event (ISO 8601), None where there is none.
       days: UTC days with events.
       columns: column name → Arrow type.
@@ -79,7 +80,7 @@ def ingest(
       progress: told after every chunk.
 
     Raises:
-      DataError: no watches, or too many rows rejected.
+      DataError: no watches, too many rows rejected, or too many events of users or videos that their tables lack.
     """
     started = time.monotonic()
     config = config or ValidationConfig()
@@ -139,6 +140,45 @@ def _require_tables(chunks: Mapping[str, Any]) -> None:
         )
 
 
+@dataclass
+class _Reference:
+    """How many events name a user or video, and how many of those its table lacks, with the first such id."""
+
+    column: str
+    table: str
+    rows: int = 0
+    unmatched: int = 0
+    example: str = ""
+
+    def add(self, ids: pa.ChunkedArray, known: pa.Array) -> None:
+        absent = ids.filter(pc.and_(ids.is_valid(), pc.invert(pc.is_in(ids, value_set=known))))
+        self.rows += len(ids) - ids.null_count
+        self.unmatched += len(absent)
+        self.example = self.example or (absent[0].as_py() if len(absent) else "")
+
+    def refuse_if_too_many(self, events: str, known: pa.Array, config: ValidationConfig) -> None:
+        """Fails the run where the ids of two tables are not the same ids; seeds may be of other things than videos.
+
+        Raises:
+          DataError: more events than are tolerated name what the table lacks; tells an id of each.
+        """
+        limit = config.max_unmatched_share
+        if self.column != "seed_video_id" and self.unmatched > limit * self.rows:
+            raise DataError(
+                f"{events}: expected each {self.column} in {self.table}, found {self.unmatched:,} of {self.rows:,} "
+                f"rows with one that is not there ({self.unmatched / self.rows:.1%}, tolerated are {limit:.1%}), as "
+                f"{self.example!r}, while {self.table} has {_alike(self.example, known)!r}; make the sources write "
+                f"both alike, leave {self.table} out, or raise validation.max_unmatched_share"
+            )
+
+
+def _alike(example: str, known: pa.Array) -> str:
+    """A known id that differs from one only in how it is written, as 12 does from 12.0; else any known id."""
+    whole = example.removesuffix(".0")
+    forms = (whole, f"{whole}.0", whole.lstrip("0"), whole.strip(), whole.lower(), whole.upper())
+    return next((form for form in forms if pc.index(known, form).as_py() >= 0), known[0].as_py())
+
+
 class _TableJob:
     """One table on its way from raw chunks to its folder."""
 
@@ -157,6 +197,8 @@ class _TableJob:
         self.progress = progress
         self.ids = ids
         self.counts = TableCounts()
+        found = {column: table for column, table in _REFERENCES.items() if table in ids}
+        self._references = [_Reference(column, table) for column, table in found.items()] if table.partitioned else []
         self._rejected = _RejectedRows(rejected_folder / table.name)
 
     def run(self, chunks: Iterator[RawChunk]) -> TableCounts:
@@ -180,11 +222,13 @@ class _TableJob:
         return self.counts
 
     def refusal(self, where: Path) -> list[DataError]:
-        """The error that this table's rejected rows amount to, if any."""
+        """The error that this table's rejected rows, or ids that others lack, amount to, if any."""
         try:
             refuse_if_too_many(
                 self.table.name, self.counts.read, self.counts.rejected, self._rejected.samples(), self.config, where
             )
+            for reference in self._references:
+                reference.refuse_if_too_many(self.table.name, self.ids[reference.table], self.config)
         except DataError as error:
             return [error]
         return []
@@ -197,20 +241,19 @@ class _TableJob:
         counts.columns = {field.name: str(field.type) for field in rows.schema}
         counts.days += len(set(write_parts(self.folder, self.table, rows)) - {"unknown"})
         if not self.table.partitioned:
-            name = self.table.required.names[0]
-            known = [self.ids[name]] if name in self.ids else []
-            self.ids[name] = pa.concat_arrays([*known, rows[name].combine_chunks()])
+            known = [self.ids[self.table.name]] if self.table.name in self.ids else []
+            new = rows[self.table.required.names[0]].combine_chunks()
+            self.ids[self.table.name] = pa.concat_arrays([*known, new])
             return
         span = pc.min_max(rows["timestamp"])
         if span["min"].is_valid:
             first, last = span["min"].as_py().isoformat(), span["max"].as_py().isoformat()
             counts.first = min(first, counts.first or first)
             counts.last = max(last, counts.last or last)
-        for name, known_ids in self.ids.items():
-            if name in rows.column_names:
-                unknown = pc.sum(pc.invert(pc.is_in(rows[name], value_set=known_ids))).as_py()
-                what = f"{name} not in {'users' if name == 'user_id' else 'videos'}"
-                counts.unmatched[what] = counts.unmatched.get(what, 0) + unknown
+        for reference in self._references:
+            if reference.column in rows.column_names:
+                reference.add(rows[reference.column], self.ids[reference.table])
+                counts.unmatched[f"{reference.column} not in {reference.table}"] = reference.unmatched
 
 
 class _RejectedRows:

@@ -72,6 +72,9 @@ class ValidationConfig(Settings):
 
     max_rejected_share: float = Field(default=0.05, ge=0, le=1, description="of a table's rows, duplicates not counted")
     max_duplicate_share: float = Field(default=0.2, ge=0, le=1, description="of a table's rows")
+    max_unmatched_share: float = Field(
+        default=0.9, ge=0, le=1, description="of an event table's rows, whose user or video its table lacks; 1: any"
+    )
     max_watch_time_s: float = Field(default=86_400.0, gt=0, description="seconds; a longer watch is absurd")
     max_id_length: int = Field(default=256, ge=1, description="characters")
     earliest: datetime = Field(default=datetime(1990, 1, 1, tzinfo=UTC), description="events before it are rejected")

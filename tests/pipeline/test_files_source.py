@@ -19,6 +19,7 @@ from pipeline.sources.ingest import ingest
 from pipeline.sources.validation import ValidationConfig
 
 NOON = datetime(2024, 5, 1, 12, tzinfo=UTC)
+UNRELATED = ValidationConfig(max_unmatched_share=1.0)
 WATCHES = "user_id,video_id,timestamp\nu,v,2024-05-01T12:00:00Z\nu,w,2024-05-01T13:00:00Z\n"
 
 
@@ -165,9 +166,8 @@ def test_a_later_value_that_breaks_the_type_of_the_first_rows_costs_only_its_row
     monkeypatch.setattr(readers, "CSV_BLOCK_BYTES", 64)
     lines = [f"user{n},{n}" for n in range(50)] + ["last,many"]
     users = write(tmp_path / "u.csv", "\n".join(["user_id,fans", *lines]))
-    summary = run(
-        tmp_path, watches={"path": write(tmp_path / "w.csv", WATCHES)}, users={"path": users, "extra": ["fans"]}
-    )
+    watches = {"path": write(tmp_path / "w.csv", WATCHES)}
+    summary = run(tmp_path, UNRELATED, watches=watches, users={"path": users, "extra": ["fans"]})
     assert summary.tables["users"].rejected == {"not of the type that the first rows suggest": 1}
     rejected = read_table(tmp_path / "run/rejected", "users").to_pylist()
     assert [(r["column"], r["row"], json.loads(r["raw"])["fans"]) for r in rejected] == [("fans", 51, "many")]
@@ -322,7 +322,7 @@ def test_a_type_that_was_guessed_is_said_to_be_guessed_where_rows_do_not_fit_it(
     told = bad(tmp_path, watches=watches, videos={"path": videos, "extra": {"studio": "integer"}})
     assert "wrong type in studio: 50 rows" in told
     assert "was guessed" not in told
-    run(tmp_path, watches=watches, videos={"path": videos, "extra": {"studio": "string"}})
+    run(tmp_path, UNRELATED, watches=watches, videos={"path": videos, "extra": {"studio": "string"}})
     assert read(tmp_path, "videos")[50]["studio"] == "Studio 0"
 
 
@@ -335,5 +335,6 @@ def test_whole_numbers_that_a_column_of_fractions_cannot_hold_name_the_column(tm
     assert "users.followers" in message
     assert "9007199254740993" in message
     assert "extra: {followers: string}" in message
-    run(tmp_path, watches=watches, users={"path": str(tmp_path / "users"), "extra": {"followers": "string"}})
+    users = {"path": str(tmp_path / "users"), "extra": {"followers": "string"}}
+    run(tmp_path, UNRELATED, watches=watches, users=users)
     assert [row["followers"] for row in read(tmp_path, "users")] == ["9007199254740993", "0.5"]

@@ -197,6 +197,52 @@ def test_events_of_unknown_users_and_videos_are_kept_and_counted(tmp_path):
     assert summary.tables["watches"].unmatched == {"user_id not in users": 1, "video_id not in videos": 2}
 
 
+def test_seeds_that_are_in_no_row_of_videos_are_counted_and_missing_ones_are_not(tmp_path):
+    seen = pa.table(
+        {
+            "user_id": ["u"] * 3,
+            "video_id": ["v", "w", "v"],
+            "timestamp": [NOON, NOON, NOON + HOUR],
+            "clicked": [True] * 3,
+            "seed_video_id": ["home", None, "home"],
+        }
+    )
+    summary = run(
+        tmp_path, watches=watches([("u", "v", NOON)]), impressions=seen, videos=pa.table({"video_id": ["v", "w"]})
+    )
+    assert summary.tables["impressions"].unmatched == {"video_id not in videos": 0, "seed_video_id not in videos": 2}
+
+
+@pytest.mark.parametrize(
+    ("given", "known", "told"),
+    [
+        ("12.0", ["7", "12"], "'12.0', while users has '12'"),
+        ("12", ["7.0", "12.0"], "'12', while users has '12.0'"),
+        ("0012", ["7", "12"], "'0012', while users has '12'"),
+        ("AB", ["7", "ab"], "'AB', while users has 'ab'"),
+        ("other", ["7", "12"], "'other', while users has '7'"),
+    ],
+)
+def test_events_of_users_that_the_table_of_users_lacks_stop_the_run_with_an_id_of_each(tmp_path, given, known, told):
+    tables = {"watches": watches([(given, "v", NOON), (given, "w", NOON)]), "users": pa.table({"user_id": known})}
+    with pytest.raises(DataError, match="watches: expected each user_id in users, found 2 of 2 rows with one") as error:
+        run(tmp_path, chunk_rows=1, **tables)
+    assert f"(100.0%, tolerated are 90.0%), as {told}; make the sources write both alike, leave" in str(error.value)
+    assert "raise validation.max_unmatched_share" in str(error.value)
+    assert not is_published(tmp_path / "tables")
+    summary = run(tmp_path, ValidationConfig(max_unmatched_share=1.0), **tables)
+    assert summary.tables["watches"].unmatched == {"user_id not in users": 2}
+
+
+def test_a_table_may_cover_a_part_of_the_events_and_how_small_a_part_is_configured(tmp_path):
+    rows = [("u", f"v{n}", NOON) for n in range(10)]
+    videos = pa.table({"video_id": ["v3"]})
+    run(tmp_path, watches=watches(rows), videos=videos)
+    strict = ValidationConfig(max_unmatched_share=0.8)
+    with pytest.raises(DataError, match=r"expected each video_id in videos, found 9 of 10 rows .*\(90\.0%, tolerat"):
+        run(tmp_path / "strict", strict, watches=watches(rows), videos=videos)
+
+
 def test_too_many_rejected_rows_publish_no_tables_but_leave_the_rejected_rows_to_look_at(tmp_path):
     rows = [("u", "v", NOON), (None, "v", NOON + HOUR)]
     with pytest.raises(

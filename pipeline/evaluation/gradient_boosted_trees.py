@@ -4,7 +4,8 @@ Three ways to order a list, and a click model:
 
 - watch-time regression: E[watch time] of an impression directly, by the Tweedie or the squared loss (both are tried);
 - weighted binary: the paper's weighted logistic regression on trees; the score is the odds;
-- lambdarank: pairs within a page view; a clicked impression's gain is the mean watch time of its quartile;
+- lambdarank: pairs within a page view (one of more than 10,000 impressions is cut into pieces); a clicked impression's
+  gain is the mean watch time of its quartile;
 - click probability: unweighted.
 
 Every variant has the same budget: `trials` settings, the first fixed and the others drawn by the seed from one space,
@@ -30,6 +31,7 @@ from pipeline.evaluation.ranking_metrics import Impressions, mispredicted_pairs
 from pipeline.evaluation.tree_features import RankingData
 
 _RELEVANCE_BINS = 4
+_MOST_ROWS_OF_A_QUERY = 10_000  # LightGBM refuses a longer one
 
 
 class TreeVariant(StrEnum):
@@ -277,11 +279,19 @@ def _set_target(dataset: lgb.Dataset, variant: TreeVariant, impressions: Impress
         weight = np.where(impressions.clicked, impressions.watch_time_s, 1.0)
     elif variant is TreeVariant.LAMBDARANK:
         label = relevance(impressions, reference)[0]
-    _, sizes = np.unique(impressions.groups, return_counts=True)
     # set_weight and set_group would keep what the last variant set when given equal weights or no groups.
     dataset.set_field("label", label.astype(np.float32))
     dataset.set_field("weight", weight.astype(np.float32))
-    dataset.set_field("group", sizes.astype(np.int32) if variant is TreeVariant.LAMBDARANK else None)
+    dataset.set_field("group", query_sizes(impressions.groups) if variant is TreeVariant.LAMBDARANK else None)
+
+
+def query_sizes(groups: np.ndarray, most: int = _MOST_ROWS_OF_A_QUERY) -> np.ndarray:
+    """int32: rows of each group of `groups` `[n]` (ascending); one of more than `most` is cut into pieces of `most`."""
+    _, sizes = np.unique(groups, return_counts=True)
+    pieces = -(-sizes // most)
+    cut = np.full(pieces.sum(), most, np.int32)
+    cut[np.cumsum(pieces) - 1] = sizes - (pieces - 1) * most
+    return cut
 
 
 def _validation_loss(

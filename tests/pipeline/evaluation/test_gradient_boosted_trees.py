@@ -13,6 +13,7 @@ from pipeline.evaluation.gradient_boosted_trees import (
     best_variant,
     expected_watch_time_s,
     fit_trees,
+    query_sizes,
     relevance,
     tree_settings,
 )
@@ -132,6 +133,23 @@ def test_rows_of_a_page_need_not_be_side_by_side():
         for train in (together, apart)
     )
     np.testing.assert_array_equal(one.predict(validation), other.predict(validation))
+
+
+def test_long_groups_are_cut_and_others_kept():
+    groups = np.repeat([3, 5, 8, 9], [4, 5, 11, 1])
+    np.testing.assert_array_equal(query_sizes(groups, most=5), [4, 5, 5, 5, 1, 1])
+    np.testing.assert_array_equal(query_sizes(groups), [4, 5, 11, 1])
+
+
+def test_a_page_view_of_more_than_ten_thousand_impressions_is_fitted():
+    train, validation = log(0, 12_000)[0], log(1, 1000)[0]
+    shown = train.impressions
+    groups = np.where(np.arange(len(train)) < 10_001, 0, 1 + shown.groups)
+    one_view = Impressions(shown.users, groups, shown.clicked, shown.watch_time_s)
+    train = RankingData(train.matrix, train.names, train.categorical, one_view)
+    config = TreesConfig(trials=1, max_rounds=2, threads=1)
+    trees = fit_trees(train, validation, config, (TreeVariant.LAMBDARANK,))[TreeVariant.LAMBDARANK]
+    assert np.isfinite(trees.predict(validation)).all()
 
 
 def test_relevance_by_hand():

@@ -27,6 +27,8 @@ from features.tables import table_files
 from features.work_units import WorkUnit, work_units
 
 SHARDED_TABLES = ("watches", "impressions", "searches", "users")
+_EVENTS_PER_SHARD = 312_500
+_LEAST_SHARDS, _MOST_SHARDS = 16, 100_000
 _SHARD_SEED = 0x5A4D  # apart from the hash that splits users
 _IPC = pa.ipc.IpcWriteOptions(compression="lz4")
 
@@ -34,8 +36,9 @@ _IPC = pa.ipc.IpcWriteOptions(compression="lz4")
 class ShardConfig(Settings):
     """How users are spread over shards."""
 
-    num_shards: int = Field(default=16, ge=1, le=100_000)
-    """Shards; a worker holds one at a time, so more shards need less memory."""
+    num_shards: int | None = Field(default=None, ge=1, le=_MOST_SHARDS)
+    """Shards; a worker holds one at a time, so more shards need less memory. None: one for 312,500 events, at least 16,
+    so that the memory does not grow with the log."""
     block_rows: int = Field(default=1 << 20, ge=1)
     """Rows of a table that a worker holds while it groups them by shard (whole row groups)."""
 
@@ -46,6 +49,11 @@ DEFAULTS = ShardConfig()
 def shard_of(user_ids: pa.Array, num_shards: int) -> np.ndarray:
     """int64 `[n]`: the shard of every user, the same in every process."""
     return (combine(hash_strings(user_ids), np.asarray(_SHARD_SEED)) % np.uint64(num_shards)).astype(np.int64)
+
+
+def shards_for(events: int) -> int:
+    """Number of shards of a log of as many events where none is configured."""
+    return min(max(round(events / _EVENTS_PER_SHARD), _LEAST_SHARDS), _MOST_SHARDS)
 
 
 def write_shards(tables: Path, output: Path, config: ShardConfig = DEFAULTS, beam_args: Sequence[str] = ()) -> None:
@@ -60,14 +68,15 @@ def write_shards(tables: Path, output: Path, config: ShardConfig = DEFAULTS, bea
     blocks = [block for name in SHARDED_TABLES for block in _blocks(tables, name, config)]
     if not blocks:
         raise ArtifactError(f"{tables}: expected tables {', '.join(SHARDED_TABLES)}, found none; run the ingest stage")
-    manifest: dict[str, Any] = {"kind": "shards", "num_shards": config.num_shards, "rows": {}}
+    shards = config.num_shards or shards_for(sum(unit.rows for table, _, unit in blocks if table != "users"))
+    manifest: dict[str, Any] = {"kind": "shards", "num_shards": shards, "rows": {}}
     with publish(output, manifest) as folder:
         pipeline = make_pipeline(beam_args)
         _ = (
             pipeline
             | "blocks" >> beam.Create(blocks)
             | "spread blocks" >> beam.Reshuffle()
-            | "group by shard" >> beam.ParDo(_GroupByShard(str(folder), config.num_shards))
+            | "group by shard" >> beam.ParDo(_GroupByShard(str(folder), shards))
         )
         run(pipeline, "grouping logs by user")
         for table, _, unit in blocks:

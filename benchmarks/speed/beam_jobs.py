@@ -18,13 +18,10 @@ from features.artifacts import read_manifest
 from features.catalogue import build_catalogue
 from features.example_sets import CandidateExamplesJob, RankingExamplesJob, build_examples
 from features.feature_lists import columns_of, default_candidate_features, default_ranking_features, id_sources
-from features.shards import ShardConfig, write_shards
+from features.shards import write_shards
 from features.splits import SplitConfig, resolve
 from features.vocabulary import Vocabulary
 from features.vocabulary_requests import vocabulary_requests
-
-ROWS_PER_SHARD = 312_500
-"""Events of a user shard; the number of shards grows with the log, so that a worker's memory does not."""
 
 
 def analysis(tables: Path, folder: Path, beam_args: Sequence[str]) -> Mapping[str, Mapping[str, float]]:
@@ -46,11 +43,10 @@ def examples(tables: Path, folder: Path, beam_args: Sequence[str]) -> Mapping[st
     """User shards, both example sets, and the quantiles of the ranking examples."""
     specs = _specs(tables)
     split = resolve(SplitConfig(), END_US - 1)
-    config = ShardConfig(num_shards=max(round(read_manifest(tables)["events"] / ROWS_PER_SHARD), 2))
     seconds, rows = {}, {}
     shards, features = folder / "shards", folder / "features"
     started = time.perf_counter()
-    write_shards(tables, shards, config, beam_args)
+    write_shards(tables, shards, beam_args=beam_args)
     seconds["shards"] = time.perf_counter() - started
     for job in (CandidateExamplesJob(specs["candidate_generator"], split), RankingExamplesJob(specs["ranker"], split)):
         started = time.perf_counter()

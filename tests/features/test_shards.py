@@ -5,10 +5,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from features import shards as shards_module
 from features.artifacts import read_manifest
 from features.errors import ArtifactError
 from features.event_windows import ORDER_ONLY
-from features.shards import ShardConfig, make_shard, num_shards, read_rows, read_shard, shard_of, write_shards
+from features.shards import (
+    ShardConfig,
+    make_shard,
+    num_shards,
+    read_rows,
+    read_shard,
+    shard_of,
+    shards_for,
+    write_shards,
+)
 from tests.features.example_logs import START_US, platform, table, write_tables
 
 
@@ -38,6 +48,20 @@ def test_every_row_is_in_the_shard_of_its_user_and_nowhere_else(shards: Path, ta
         assert read_manifest(shards)["rows"][name] == len(rows) == len(tables[name])
         by_all = lambda row: str(sorted(row.items(), key=str))  # noqa: E731
         assert sorted(rows, key=by_all) == sorted(tables[name].to_pylist(), key=by_all)
+
+
+def test_the_number_of_shards_grows_with_the_events_unless_configured(
+    tables: dict[str, pa.Table], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert [shards_for(events) for events in (0, 5_000_000, 20_000_000, 10**12)] == [16, 16, 64, 100_000]
+    write_tables(tmp_path / "tables", tables)
+    for events_per_shard, configured, expected in ((312_500, None, 16), (100, None, None), (100, 3, 3)):
+        monkeypatch.setattr(shards_module, "_EVENTS_PER_SHARD", events_per_shard)
+        write_shards(tmp_path / "tables", tmp_path / "shards", ShardConfig(num_shards=configured))
+        events = sum(len(tables[name]) for name in ("watches", "impressions", "searches"))
+        assert num_shards(tmp_path / "shards") == (expected or round(events / 100)) != 0
+        rows = [read_rows(tmp_path / "shards", "users", number) for number in range(num_shards(tmp_path / "shards"))]
+        assert sum(len(found) for found in rows if found is not None) == len(tables["users"])
 
 
 def test_a_users_events_are_in_order_and_users_beside_them(shards: Path) -> None:

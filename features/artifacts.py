@@ -18,6 +18,8 @@ from typing import Any
 from features.errors import ArtifactError
 
 MANIFEST = "manifest.json"
+_being_written: set[str] = set()
+"""Hidden folders that this very process fills at the moment."""
 
 
 def fingerprint(value: Any) -> str:
@@ -50,8 +52,9 @@ def publish(folder: Path, manifest: dict[str, Any]) -> Iterator[Path]:
     for stale in folder.parent.glob(f".{folder.name}.*.tmp"):
         _remove_if_abandoned(stale)
     temporary = _hidden_name(folder)
-    temporary.mkdir()
+    _being_written.add(temporary.name)
     try:
+        temporary.mkdir()
         yield temporary
         files = {
             str(path.relative_to(temporary)): {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
@@ -64,6 +67,8 @@ def publish(folder: Path, manifest: dict[str, Any]) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+    finally:
+        _being_written.discard(temporary.name)
 
 
 def require_replaceable(folder: Path) -> None:
@@ -133,7 +138,9 @@ def _put_in_place(new: Path, folder: Path) -> None:
 def _remove_if_abandoned(stale: Path) -> None:
     """Removes what a killed process left, unless the process that writes it is still alive."""
     pid = stale.name.split(".")[-2].split("-")[0]
-    if not pid.isdigit() or not Path(f"/proc/{pid}").exists():
+    # In a container every process in turn has the same id: of its own id only what it writes itself is alive.
+    alive = stale.name in _being_written if pid == str(os.getpid()) else Path(f"/proc/{pid}").exists()
+    if not pid.isdigit() or not alive:
         shutil.rmtree(stale, ignore_errors=True)
 
 

@@ -1,6 +1,7 @@
 """Published folders appear whole or not at all."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -101,6 +102,27 @@ def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path: Path) -> No
     with publish(tmp_path / "out", {}):
         pass
     assert not dead.exists()
+
+
+def test_what_a_killed_process_of_the_same_id_left_is_removed(tmp_path: Path) -> None:
+    """In a container the process has the same id each time."""
+    left = tmp_path / f".out.{os.getpid()}-0a0a0a0a.tmp"
+    left.mkdir()
+    with publish(tmp_path / "out", {}):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_what_is_being_written_is_not_taken_for_abandoned(tmp_path: Path) -> None:
+    other = tmp_path / ".out.1-0a0a0a0a.tmp"  # of a process that is there
+    other.mkdir()
+    with publish(tmp_path / "out", {}) as first:
+        (first / "a.txt").write_text("first")
+        with publish(tmp_path / "out", {}) as second:
+            (second / "a.txt").write_text("second")
+        assert (first / "a.txt").read_text() == "first"
+    assert (tmp_path / "out" / "a.txt").read_text() == "first"
+    assert other.exists()
 
 
 def test_a_folder_without_a_manifest_does_not_exist_for_readers(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ class LeakageConfig(Settings):
     """How much of an example set is made again."""
 
     examples_per_part: int = Field(default=200, ge=1)
-    """Examples of each part, spread evenly over the sampled shards."""
+    """Examples of each part, spread evenly over the sampled shards; fewer of a user with very many events."""
     shards: int = Field(default=4, ge=1)
     """Shards that examples are taken from, spread evenly."""
     max_label_shown_share: float = Field(default=0.5, ge=0, le=1)
@@ -73,8 +73,9 @@ def check_leakage(examples: Path, shards: Path, features: Path, config: LeakageC
     values = 0
     lookups = Lookups(encoder)
     for part in PARTS:
-        for shard, sample in _samples(stored, part, num_shards(shards), config):
-            values += Sample(stored, part, shards, shard, sample, encoder, lookups).check()
+        for shard, rows in _samples(stored, part, num_shards(shards), config):
+            sample = Sample(stored, part, shards, shard, rows, encoder, lookups)
+            values += sample.check()
             checked[part.folder] += len(sample)
     return LeakageReport(checked, values)
 

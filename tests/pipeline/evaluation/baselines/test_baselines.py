@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
+from pipeline.evaluation.baselines import item_knn
 from pipeline.evaluation.baselines.als import AlsConfig, fit_als
 from pipeline.evaluation.baselines.co_watch import fit_co_watch, fit_recent_co_watch, next_watch_counts
 from pipeline.evaluation.baselines.ease import fit_ease
@@ -122,6 +123,25 @@ def test_of_equally_near_videos_the_first_are_kept(neighbours):
         kept = sorted(range(9), key=lambda j: (-values[j], j))[:neighbours]
         expected[row, kept] = values[kept]
     np.testing.assert_array_equal(fit_item_knn(train, neighbours, 0.0).similarity.toarray(), expected)
+
+
+def test_item_knn_counts_few_pairs_at_once_and_finds_the_same(monkeypatch):
+    rng = np.random.default_rng(0)
+    users = np.repeat(np.arange(30), 8)
+    train = Interactions.of(users, rng.integers(0, 40, len(users)), np.arange(len(users)), 40)
+    whole = fit_item_knn(train, 5, 1.0).similarity
+    counted = []
+    honest = item_knn._largest_of_each_row
+
+    def largest_of_each_row(starts, values, k):
+        counted.append(len(values))
+        return honest(starts, values, k)
+
+    monkeypatch.setattr(item_knn, "_largest_of_each_row", largest_of_each_row)
+    monkeypatch.setattr(item_knn, "_PAIRS_AT_ONCE", 100)
+    again = fit_item_knn(train, 5, 1.0).similarity
+    assert max(counted) <= 100 < sum(counted)
+    np.testing.assert_array_equal(again.toarray(), whole.toarray())
 
 
 def test_videos_without_similarity_follow_by_popularity():

@@ -5,11 +5,14 @@ import tensorflow as tf
 
 from features.spec import Side
 from models.candidate_generator import LABEL, CandidateGenerator
+from pipeline.evaluation.retrieval_metrics import SCORE_BYTES
 from pipeline.input_pipeline import Arrays, ExampleColumns
+
+_BYTES_OF_A_SCORE = 8  # in single precision, while it is compared
 
 
 def retrieval_map(
-    model: CandidateGenerator, columns: ExampleColumns, k: int = 20, recall_at: int = 100, batch_size: int = 512
+    model: CandidateGenerator, columns: ExampleColumns, k: int = 20, recall_at: int = 100, batch_size: int | None = None
 ) -> dict[str, float]:
     """MAP@k and recall of the label videos of a part, each example counting once.
 
@@ -20,7 +23,7 @@ def retrieval_map(
       columns: features and `label`.
       k: cut-off of MAP.
       recall_at: cut-off of recall.
-      batch_size: examples scored at once; memory is this times the number of videos.
+      batch_size: examples scored at once; None: 512, or as many as have a GiB of scores.
 
     Returns:
       `{"MAP@<k>": ..., "recall@<recall_at>": ...}`.
@@ -38,9 +41,10 @@ def ranked_by(label_ranks: np.ndarray, k: int, recall_at: int) -> dict[str, floa
     }
 
 
-def ranks(model: CandidateGenerator, columns: ExampleColumns, batch_size: int = 512) -> np.ndarray:
+def ranks(model: CandidateGenerator, columns: ExampleColumns, batch_size: int | None = None) -> np.ndarray:
     """Rank from 1 of each label among all videos of the vocabulary, int64 `[rows]`; 0 for a label of row 0."""
     vectors = class_vectors(model)
+    batch_size = batch_size or max(min(512, SCORE_BYTES // (_BYTES_OF_A_SCORE * model.num_classes)), 1)
     parts = []
     for batch in columns.ordered(batch_size):
         labels = tf.constant(batch[LABEL])

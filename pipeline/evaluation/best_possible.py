@@ -39,8 +39,9 @@ def expected_best_retrieval(
     largest = min(max(*config.map_at, *config.recall_at, *config.ndcg_at, 1), examples.num_videos)
     at_rank = metric_values(np.arange(1, largest + 1), config)
     parts = []
-    for start in range(0, len(examples), config.chunk_size):
-        rows = slice(start, min(start + config.chunk_size, len(examples)))
+    at_once = config.rows_at_once(examples.num_videos)
+    for start in range(0, len(examples), at_once):
+        rows = slice(start, min(start + at_once, len(examples)))
         p = np.array(probabilities(rows), np.float64)
         among_all = _largest(p, largest) @ at_rank
         watched = examples.watched[rows].tocoo()

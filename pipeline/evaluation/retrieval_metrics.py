@@ -31,6 +31,11 @@ Scorer = Callable[[slice], np.ndarray]
 MISS = np.iinfo(np.int64).max
 """The rank of a target that cannot be recommended."""
 
+SCORE_BYTES = 1 << 30
+"""Memory for scores, whatever the number of videos."""
+
+_BYTES_OF_A_SCORE = 32  # in double precision, while it is changed and compared
+
 UNWATCHED = "unwatched"
 """Suffix of the metrics with watched videos removed: `MAP@20 unwatched`."""
 
@@ -41,8 +46,16 @@ class RetrievalMetricsConfig(Settings):
     map_at: tuple[int, ...] = Field(default=(20,), description="k of MAP@k")
     recall_at: tuple[int, ...] = Field(default=(20, 100), description="k of recall@k")
     ndcg_at: tuple[int, ...] = Field(default=(20,), description="k of NDCG@k")
-    chunk_size: int = Field(default=512, ge=1, description="examples scored at once; memory is this times the videos")
+    chunk_size: int = Field(
+        default=512,
+        ge=1,
+        description="examples scored at once, at most: fewer where their scores would take over a GiB",
+    )
     bootstrap: BootstrapConfig = BootstrapConfig()
+
+    def rows_at_once(self, num_videos: int) -> int:
+        """Examples to score at once over so many videos: `chunk_size`, or as many as a GiB holds, and at least one."""
+        return max(min(self.chunk_size, SCORE_BYTES // (_BYTES_OF_A_SCORE * max(num_videos, 1))), 1)
 
 
 @dataclass(frozen=True)
@@ -124,8 +137,9 @@ def target_ranks(scores: np.ndarray, examples: RetrievalTargets) -> Ranks:
     )
 
 
-def rank_examples(scorer: Scorer, examples: RetrievalTargets, chunk_size: int = 512) -> Ranks:
-    """Ranks of all targets, scoring `chunk_size` examples at a time."""
+def rank_examples(scorer: Scorer, examples: RetrievalTargets, chunk_size: int | None = None) -> Ranks:
+    """Ranks of all targets, scoring `chunk_size` examples at a time (None: as the settings' defaults say)."""
+    chunk_size = chunk_size or RetrievalMetricsConfig().rows_at_once(examples.num_videos)
     parts = []
     for start in range(0, len(examples), chunk_size):
         rows = slice(start, min(start + chunk_size, len(examples)))
@@ -215,4 +229,6 @@ def evaluate_retrieval(
     config = config or RetrievalMetricsConfig()
     if not len(examples):
         raise DataError("retrieval metrics: no examples; expected at least one; check the split's dates")
-    return evaluate_ranks(rank_examples(scorer, examples, config.chunk_size), examples.users, config)
+    return evaluate_ranks(
+        rank_examples(scorer, examples, config.rows_at_once(examples.num_videos)), examples.users, config
+    )

@@ -80,8 +80,9 @@ class RecentCoWatch:
         weights = decayed_watches(histories, len(popularity), self.decay)
         damped = weights @ sp.diags(1 / (np.asarray(transitions.sum(axis=1)).ravel() + backoff))
         total = np.asarray(weights.sum(axis=1))
-        scores = (damped @ transitions).toarray() + backoff * np.asarray(damped.sum(axis=1)) * popularity
-        scores = np.divide(scores, total, out=np.zeros_like(scores), where=total > 0)
+        scores = (damped @ transitions).toarray()
+        scores += backoff * np.asarray(damped.sum(axis=1)) * popularity
+        np.divide(scores, total, out=scores, where=total > 0)
         return prefer_popular(scores.astype(np.float32), histories, popularity)
 
 

@@ -104,8 +104,9 @@ def measure_variants(
 ) -> list[dict[str, float]]:
     """Metrics of several variants of the same scores, which are computed once."""
     parts: list[list[Ranks]] = [[] for _ in variants]
-    for start in range(0, len(examples), config.chunk_size):
-        rows = slice(start, min(start + config.chunk_size, len(examples)))
+    at_once = config.rows_at_once(examples.targets.num_videos)
+    for start in range(0, len(examples), at_once):
+        rows = slice(start, min(start + at_once, len(examples)))
         scores, targets = scorer(rows), examples.targets.take(np.arange(rows.start, rows.stop))
         for ranks, variant in zip(parts, variants, strict=True):
             ranks.append(target_ranks(variant.change(scores), targets))

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from features.errors import DataError
+from pipeline.evaluation.bootstrap import BootstrapConfig
 from pipeline.evaluation.retrieval_metrics import (
     MISS,
     RetrievalMetricsConfig,
@@ -94,3 +95,20 @@ def test_targets_beyond_the_catalogue_are_refused():
 def test_no_examples_is_a_clear_error():
     with pytest.raises(DataError, match="no examples"):
         evaluate_retrieval(lambda rows: np.zeros((0, 3)), examples([], [], np.zeros((0, 3))), CONFIG)
+
+
+def test_examples_are_scored_so_few_at_once_that_memory_does_not_grow_with_the_videos():
+    config = RetrievalMetricsConfig(bootstrap=BootstrapConfig(resamples=10))
+    assert [config.rows_at_once(videos) for videos in (0, 60_000, 1_000_000, 10**12)] == [512, 512, 33, 1]
+    assert CONFIG.rows_at_once(1_000_000) == 2
+    videos, n = 1_000_000, 70
+    watched = sp.csr_matrix((n, videos), dtype=np.float32)
+    asked = []
+
+    def scorer(rows):
+        asked.append(rows.stop - rows.start)
+        return np.broadcast_to(np.arange(videos, dtype=np.float32), (asked[-1], videos))
+
+    found = evaluate_retrieval(scorer, RetrievalTargets(np.arange(n), np.full(n, videos - 2), watched), config)
+    assert asked == [33, 33, 4]
+    assert {m.name: m.value for m in found}["MAP@20"] == 0.5

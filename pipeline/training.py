@@ -4,8 +4,11 @@ A model is a `tfrs.models.Model` whose `compute_loss` returns its replica's shar
 (`models/candidate_generator.py: replica_mean`); candidate generators and rankers are trained the same way.
 """
 
+import fcntl
+import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -99,6 +102,7 @@ class Trained:
     forget: Callable[[], None] = lambda: None
 
 
+_LOCK = ".in_use"
 Build = Callable[[], tf_keras.Model]
 Evaluate = Callable[[Any], dict[str, float]]
 
@@ -130,7 +134,8 @@ def train(
       refit_columns: training and validation examples together, for `config.refit`.
       on_validated: is given the model that has not seen the validation part, before the refit.
       identity: JSON-serialisable; what else the model depends on: its configuration, what was published for it.
-      keep: leave the checkpoints until `Trained.forget`, so that nothing is lost when publishing the model fails.
+      keep: leave the checkpoints until `Trained.forget`, so that nothing is lost when publishing the model fails, and
+        remove those that killed trainings with other settings left in `work`.
 
     Returns:
       The model and its history.
@@ -139,20 +144,44 @@ def train(
     strategy = make_strategy(config.strategy, config.tpu_address, config.min_shard_kib << 10)
     data = {"config": config.model_dump(mode="json"), "rows": columns.rows, "paths": list(map(str, columns.paths))}
     run = _Run(strategy, config, Path(work) / fingerprint({**data, "identity": identity})[:16], transform)
-    first = run.fit("fit", build, columns, config.epochs, evaluate, monitor)
-    if on_validated is not None:
-        on_validated(first.model)
-    history, refit_history = first.history, {}
-    model, rates = first.model, first.examples_per_second
-    if config.refit and refit_columns is not None:
-        second = run.fit("refit", build, refit_columns, first.epochs, None, "")
-        model, refit_history = second.model, second.history
-        rates = second.examples_per_second or rates
+    chief = is_chief(strategy)
+    if keep and chief:
+        remove_abandoned(run.work.parent, run.work.name)
+    with _in_use(run.work) if chief else nullcontext():
+        first = run.fit("fit", build, columns, config.epochs, evaluate, monitor)
+        if on_validated is not None:
+            on_validated(first.model)
+        history, refit_history = first.history, {}
+        model, rates = first.model, first.examples_per_second
+        if config.refit and refit_columns is not None:
+            second = run.fit("refit", build, refit_columns, first.epochs, None, "")
+            model, refit_history = second.model, second.history
+            rates = second.examples_per_second or rates
     if not keep:
         run.forget()
     rate = sorted(rates)[len(rates) // 2] if rates else 0.0
     seconds = time.perf_counter() - started
-    return Trained(model, history, first.epochs, rate, seconds, is_chief(strategy), refit_history, run.forget)
+    return Trained(model, history, first.epochs, rate, seconds, chief, refit_history, run.forget)
+
+
+def remove_abandoned(work: Path, own: str) -> None:
+    """Removes what killed trainings left in `work`, but for the folder `own` and those that a process still uses."""
+    for folder in work.glob("[0-9a-f]" * 16):
+        if folder.name == own:
+            continue
+        with suppress(OSError), (folder / _LOCK).open("ab") as lock:  # in use, or somebody else removed it
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder)
+
+
+@contextmanager
+def _in_use(folder: Path) -> Iterator[None]:
+    """Tells other processes that one trains in `folder`; killed, it tells so no more."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / _LOCK).open("ab") as lock:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(lock, fcntl.LOCK_SH)
+        yield
 
 
 @dataclass(frozen=True)
@@ -265,7 +294,7 @@ class _Run:
 
     def forget(self) -> None:
         """Removes checkpoints and records; first the files without which a checkpoint does not exist."""
-        if is_chief(self.strategy):
+        if is_chief(self.strategy) and self.work.exists():
             for state in self.work.glob(f"*/checkpoints/{Resume.STATE}"):
                 state.unlink()
             tf.io.gfile.rmtree(str(self.work))

@@ -1,5 +1,6 @@
 """Training: learns, stops, resumes, refits, publishes."""
 
+import fcntl
 import io
 import json
 from pathlib import Path
@@ -21,7 +22,7 @@ from pipeline.input_pipeline import ExampleColumns, Transform
 from pipeline.model_folder import load_candidate_generator, read_history, save_model
 from pipeline.retrieval_validation import ranked_by, ranks, retrieval_map
 from pipeline.strategies import StrategyName, make_strategy
-from pipeline.training import OptimizerName, Schedule, TrainingConfig, make_optimizer, train
+from pipeline.training import OptimizerName, Schedule, TrainingConfig, make_optimizer, remove_abandoned, train
 from tests.pipeline.synthetic_examples import CANDIDATE_SPEC, publish_examples, taste_examples
 
 VIDEOS = 120
@@ -369,3 +370,32 @@ def test_checkpoints_stay_until_the_model_is_published_and_only_the_same_trainin
     assert run("another").examples_per_second > 0
     again.forget()
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_what_a_killed_training_with_other_settings_left_is_removed(
+    training_columns: ExampleColumns, negatives: Transform, tmp_path: Path
+):
+    killed, used = (tmp_path / (letter * 16) for letter in "ab")
+    for folder in (killed, used, tmp_path / "tensorboard"):
+        (folder / "fit" / "checkpoints").mkdir(parents=True)
+    config = TRAINING.model_copy(update={"epochs": 1, "steps_per_epoch": 1})
+    with (used / ".in_use").open("wb") as lock:  # as another process that trains there
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        train(build, training_columns, config, tmp_path, negatives)
+        assert killed.exists()  # one that publishes nothing may be beside others
+        train(build, training_columns, config, tmp_path, negatives, keep=True).forget()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [used.name, "tensorboard"]
+
+
+def test_a_training_says_which_folder_it_uses(training_columns: ExampleColumns, negatives: Transform, tmp_path: Path):
+    config = TRAINING.model_copy(update={"epochs": 1, "steps_per_epoch": 1, "refit": False})
+
+    def meanwhile(model: TwoTower) -> None:
+        remove_abandoned(tmp_path, own="")
+        assert len(list(tmp_path.iterdir())) == 1
+
+    kept = train(build, training_columns, config, tmp_path, negatives, on_validated=meanwhile, keep=True)
+    assert len(list(tmp_path.iterdir())) == 1
+    remove_abandoned(tmp_path, own="")
+    assert not list(tmp_path.iterdir())
+    assert kept.chief

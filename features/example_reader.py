@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from features.artifacts import read_manifest
 from features.errors import ArtifactError
 from features.feature_columns import GENERATORS
+from features.hashing import hash_strings
 from features.spec import Feature, FeatureSpec, Kind, Model, Side, read_specs
 from features.splits import Part, Split
 
@@ -76,6 +77,24 @@ class ExampleSet:
                 break
         return pa.concat_tables(tables).slice(0, at_most)
 
+    def rows_of_some_users(self, part: Part, most: int | None) -> np.ndarray | None:
+        """int64 rows of a part, ascending: all examples of users drawn by a hash; at most `most`, or those of one user.
+
+        None where they are all: of a part that has no more, or where `most` is None.
+        """
+        if most is None or self.num_examples(part) <= most:
+            return None
+        parts: list[pa.Table] = []
+        for file in self.files(part):  # a user is in one file, and they are spread over the files by their hash
+            parts.append(pq.read_table(file, columns=["user_id"]))
+            if sum(map(len, parts)) >= most:
+                break
+        users = pc.dictionary_encode(pa.concat_tables(parts)["user_id"].combine_chunks())
+        of_row = users.indices.to_numpy()
+        drawn = np.argsort(hash_strings(users.dictionary, _DRAWN_SEED), kind="stable")
+        examples = np.cumsum(np.bincount(of_row)[drawn])
+        return np.flatnonzero(np.isin(of_row, drawn[: max(int(np.searchsorted(examples, most, side="right")), 1)]))
+
     def batches(
         self,
         files: Iterable[Path],
@@ -109,4 +128,5 @@ class ExampleSet:
         return batch if columns is None else batch.select(columns)
 
 
+_DRAWN_SEED = 0xE7A1  # apart from the hashes that split users and pick shards
 _REFIT_COLUMNS = ("label", "label_timestamp")

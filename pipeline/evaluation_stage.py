@@ -97,7 +97,7 @@ def look_into_generators(run: Run) -> list[Insight]:
     """What the generators have learned."""
     catalogue = run.encoder.catalogue
     columns_of_rows = np.arange(np.count_nonzero(catalogue["video"].to_numpy()) + 1) - 1
-    table = ExampleSet(run.examples(GENERATOR)).read(Part.TEST)
+    table = _scored_examples(run)
     targets = RetrievalExamples.from_table(table, columns_of_rows, len(catalogue)).targets
     found = []
     for name in run.config.generators:
@@ -116,7 +116,8 @@ def evaluate_generators(run: Run) -> Findings:
     classes = int(np.count_nonzero(encoder.catalogue["video"].to_numpy()))
     # The catalogue begins with the videos of the vocabulary in the order of their rows.
     columns_of_rows = np.arange(classes + 1) - 1
-    test = RetrievalExamples.from_table(examples.read(Part.TEST), columns_of_rows, videos)
+    scored = _scored_examples(run)
+    test = RetrievalExamples.from_table(scored, columns_of_rows, videos)
 
     measured: dict[str, list[Measurement]] = {}
     for name in run.config.generators:
@@ -136,7 +137,7 @@ def evaluate_generators(run: Run) -> Findings:
         methods.append(replace(peer.method_figures, method=name))
     truth = _truth(run)
     if truth is not None:
-        probabilities = _true_next_watches(truth, examples.read(Part.TEST), encoder.catalogue)
+        probabilities = _true_next_watches(truth, scored, encoder.catalogue)
         measured[BEST] = best_possible_retrieval(probabilities, test.targets, config.retrieval)
         methods.append(_figures(BEST, measured[BEST]))
 
@@ -147,7 +148,9 @@ def evaluate_generators(run: Run) -> Findings:
         for method, figures in measured.items()
         if method != first and figures
     }
-    users = f"{len(np.unique(test.users)):,} users, {len(test):,} next watches, {videos:,} videos"
+    of_all = examples.num_examples(Part.TEST)
+    of_more = f" of {of_all:,} (evaluation.retrieval.max_examples)" if len(test) < of_all else ""
+    users = f"{len(np.unique(test.users)):,} users, {len(test):,}{of_more} next watches, {videos:,} videos"
     views: list[RenderableType] = [
         figures_table(methods, names, f"Candidate generation, all videos ({users})"),
         figures_table(
@@ -156,6 +159,8 @@ def evaluate_generators(run: Run) -> Findings:
         differences_table(first, peers, chosen, "Paired bootstrap over users"),
     ]
     found: dict = {"differences": peers}
+    if len(test) < of_all:
+        found["examples"] = {"scored": len(test), "of": of_all}
     if truth is not None:
         shares = {
             name: share_of_best(methods[0].figure(name), methods[-1].figure(name))
@@ -167,6 +172,13 @@ def evaluate_generators(run: Run) -> Findings:
     return Findings(methods, chosen, views, found)
 
 
+def _scored_examples(run: Run) -> pa.Table:
+    """The test examples of the candidate generators, or of some users as many as are scored at most."""
+    examples = ExampleSet(run.examples(GENERATOR))
+    rows = examples.rows_of_some_users(Part.TEST, run.config.evaluation.retrieval.max_examples)
+    return examples.read(Part.TEST) if rows is None else examples.read(Part.TEST, at_most=rows[-1] + 1).take(rows)
+
+
 def _peers(
     run: Run, examples: ExampleSet, columns_of_rows: np.ndarray, videos: int, shown: Sequence[str]
 ) -> list[BaselineResult]:
@@ -174,8 +186,8 @@ def _peers(
     config = run.config.evaluation
     encoder = run.encoder
     validation, test = (
-        RetrievalExamples.from_table(_with_shown(examples.read(part), shown), columns_of_rows, videos)
-        for part in (Part.VALIDATION, Part.TEST)
+        RetrievalExamples.from_table(_with_shown(table, shown), columns_of_rows, videos)
+        for table in (examples.read(Part.VALIDATION), _scored_examples(run))
     )
     before_validation, before_test = (
         read_training_watches(
@@ -295,7 +307,8 @@ def _scorer(run: Run, name: str) -> Scorer:
     """Scores of all videos of the catalogue by a trained candidate generator, for the test examples."""
     generator = load_candidate_generator(run.folder / generator_folder(name))
     examples = ExampleSet(run.examples(run.features_of_generator(name)))
-    queries = query_vectors(generator, ExampleColumns(examples, (Part.TEST,), ()))
+    most = run.config.evaluation.retrieval.max_examples
+    queries = query_vectors(generator, ExampleColumns(examples, (Part.TEST,), (), at_most=most))
     vectors = catalogue_vectors(generator, run.encoder)
     return scorer(queries, vectors)
 

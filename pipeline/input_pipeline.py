@@ -56,6 +56,7 @@ class ExampleColumns:
       extra: further numeric columns (label, weight, ...), as they are in the file.
       refit: the parts are trained on together; see `features/example_reader.py`.
       reader: (index, count): which of the files, of several readers.
+      at_most: of one part, read in order: as many examples of whole users at most (`ExampleSet.rows_of_some_users`).
 
     Raises:
       DataError: there is no row, a column is missing, or there are fewer files than readers.
@@ -66,6 +67,7 @@ class ExampleColumns:
     extra: tuple[str, ...]
     refit: bool = False
     reader: tuple[int, int] = (0, 1)
+    at_most: int | None = None
 
     def __post_init__(self) -> None:
         where = f"{self.examples.folder} ({', '.join(part.folder for part in self.parts)})"
@@ -124,10 +126,15 @@ class ExampleColumns:
         parts = list(self.ordered(1 << 16))
         return {name: np.concatenate([part[name] for part in parts]) for name in self.column_names}
 
+    @cached_property
+    def _chosen_rows(self) -> np.ndarray | None:
+        return self.examples.rows_of_some_users(self.parts[0], self.at_most)
+
     def ordered(self, batch_rows: int, paths: Sequence[Path] | None = None) -> Iterator[Arrays]:
         """Every row once, in the order of the files (all, or those given), at most `batch_rows` at a time."""
         chosen = self.paths if paths is None else paths
-        for batch in self.examples.batches(chosen, self.column_names, batch_rows, refit=self.refit):
+        batches = self.examples.batches(chosen, self.column_names, batch_rows, refit=self.refit)
+        for batch in batches if self._chosen_rows is None else _at_rows(batches, self._chosen_rows, batch_rows):
             if batch.num_rows:
                 yield self.arrays(pa.Table.from_batches([batch]))
 
@@ -150,6 +157,22 @@ class ExampleColumns:
             lists = pa.types.is_list(table.schema.field(name).type)
             columns[name] = _padded(table[name], columns[SEQUENCE].shape[1], 0) if lists else _number_array(table[name])
         return columns
+
+
+def _at_rows(batches: Iterator[pa.RecordBatch], rows: np.ndarray, batch_rows: int) -> Iterator[pa.RecordBatch]:
+    """What the batches have of `rows` (ascending), `batch_rows` at a time; nothing is read after the last of them."""
+    start, taken = 0, 0
+    waiting: list[pa.RecordBatch] = []
+    while taken < len(rows):
+        batch = next(batches)
+        end = int(np.searchsorted(rows, start + len(batch)))
+        waiting.append(batch.take(pa.array(rows[taken:end] - start)))
+        start, taken = start + len(batch), end
+        if taken == len(rows) or sum(map(len, waiting)) >= batch_rows:
+            table = pa.Table.from_batches(waiting).combine_chunks()
+            whole = len(table) if taken == len(rows) else len(table) // batch_rows * batch_rows
+            yield from table.slice(0, whole).to_batches(max_chunksize=batch_rows)
+            waiting = table.slice(whole).to_batches()
 
 
 def _feature_array(column: pa.ChunkedArray, feature: Feature) -> np.ndarray:

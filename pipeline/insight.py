@@ -80,12 +80,13 @@ def insight_of(run: Run, name: str, generator: SequenceGenerator | TwoTower, tar
       run: whose generator it is.
       name: of the generator in the configuration.
       generator: the trained model; of a two-tower model the dependence alone is found.
-      targets: of the test examples, over the catalogue.
+      targets: of the test examples that are scored, over the catalogue.
     """
     examples = ExampleSet(run.examples(run.features_of_generator(name)))
     histories, lengths = last_histories(examples, Part.TEST)
     dependence = temporal_dependence(histories, lengths, vectors_by_row(generator))
-    columns = ExampleColumns(examples, (Part.TEST,), ())
+    scored = run.config.evaluation.retrieval.max_examples
+    columns = ExampleColumns(examples, (Part.TEST,), (), at_most=scored)
     worth = _worth(run, generator, columns, targets) if isinstance(generator, SequenceGenerator) else {}
     gates = gate_means(generator, columns, _context_ids(run, generator)) if isinstance(generator, M3) else []
     return Insight(name, dependence, worth, gates)

@@ -1,7 +1,7 @@
 """The stages that train: the candidate generators and the ranker."""
 
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -32,7 +32,7 @@ from pipeline.config import GeneratorConfig, GeneratorModel
 from pipeline.input_pipeline import Arrays, ExampleColumns, Transform
 from pipeline.model_folder import CANDIDATE_GENERATORS, save_model
 from pipeline.ranking_validation import validation_metrics
-from pipeline.retrieval_validation import retrieval_map
+from pipeline.retrieval_validation import MOST_EXAMPLES, retrieval_map
 from pipeline.run import EXAMPLES, RANKER, SEQUENCES, Run
 from pipeline.start_vectors import co_watch_vectors, start_vectors
 from pipeline.training import Trained, train
@@ -207,7 +207,8 @@ def _negatives(run: Run, config: GeneratorConfig, columns: ExampleColumns, of_se
 
 
 def _retrieval_map(columns: ExampleColumns) -> Callable[[Any], dict[str, float]]:
-    return lambda model: retrieval_map(model, columns)
+    scored = replace(columns, at_most=MOST_EXAMPLES)
+    return lambda model: retrieval_map(model, scored)
 
 
 def co_watched_clusters(examples: ExampleSet, num_videos: int, say: Callable[[str], object]) -> np.ndarray:

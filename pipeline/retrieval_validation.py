@@ -8,6 +8,8 @@ from models.candidate_generator import LABEL, CandidateGenerator
 from pipeline.evaluation.retrieval_metrics import SCORE_BYTES
 from pipeline.input_pipeline import Arrays, ExampleColumns
 
+MOST_EXAMPLES = 50_000
+"""Validation examples scored after an epoch, at most; each is compared with every video."""
 _BYTES_OF_A_SCORE = 8  # in single precision, while it is compared
 
 

@@ -51,6 +51,9 @@ class RetrievalMetricsConfig(Settings):
         ge=1,
         description="examples scored at once, at most: fewer where their scores would take over a GiB",
     )
+    max_examples: int | None = Field(
+        default=50_000, ge=1, description="test examples scored, at most, all of a user or none; null: all examples"
+    )
     bootstrap: BootstrapConfig = BootstrapConfig()
 
     def rows_at_once(self, num_videos: int) -> int:

@@ -109,6 +109,28 @@ def test_the_trees_are_chosen_by_the_validation_part_as_it_is_served(
     assert len(np.unique(served.matrix[:, position])) == 1
 
 
+def test_of_many_test_examples_those_of_some_users_are_scored_and_the_report_says_so(funnel: Funnel) -> None:
+    config = config_file.read_run(RunConfig, funnel.folder)
+
+    def run(most: int | None) -> Run:
+        retrieval = config.evaluation.retrieval.model_copy(update={"max_examples": most})
+        evaluation = config.evaluation.model_copy(update={"retrieval": retrieval})
+        changed = config.model_copy(update={"evaluation": evaluation})
+        return Run(funnel.folder, changed, (), Console(quiet=True))
+
+    whole, all_of_them, some = (evaluation_stage.evaluate_generators(run(most)) for most in (50_000, None, 100))
+    assert whole.json == all_of_them.json and "examples" not in whole.json
+    assert [method.figures for method in whole.methods] == [method.figures for method in all_of_them.methods]
+    scored, of = some.json["examples"]["scored"], some.json["examples"]["of"]
+    assert 80 < scored <= 100 < of
+    assert f"{scored} of {of:,} (evaluation.retrieval.max_examples) next watches" in str(some.views[0].title)
+    assert [method.method for method in some.methods] == [method.method for method in whole.methods]
+    (insight,) = evaluation_stage.look_into_generators(run(100))
+    users = some.methods[0].figures[0].n
+    assert {difference.n for worth in insight.worth.values() for difference in worth} == {users}
+    assert users < whole.methods[0].figures[0].n
+
+
 def test_the_same_command_again_does_nothing_and_is_quick(funnel: Funnel) -> None:
     started = time.monotonic()
     again = funnel.run()

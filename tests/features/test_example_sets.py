@@ -106,6 +106,24 @@ def test_batches_hold_the_rows_of_the_files_in_order(sets: dict[str, ExampleSet]
     assert pa.Table.from_batches(batches) == examples.read(Part.TRAIN, ["group_id", "clicked"])
 
 
+@pytest.mark.parametrize("most", [1, 30, 90])
+def test_of_many_examples_those_of_some_users_are_drawn_all_of_a_user_or_none(
+    sets: dict[str, ExampleSet], most: int
+) -> None:
+    examples = sets["candidate_generator"]
+    users = np.array(examples.read(Part.TEST, ["user_id"])["user_id"].to_pylist())
+    rows = examples.rows_of_some_users(Part.TEST, most)
+    assert rows is not None and (np.diff(rows) > 0).all()
+    assert len(rows) <= most or len(set(users[rows])) == 1
+    assert set(rows) == set(np.flatnonzero(np.isin(users, users[rows])))
+    if most > 1:
+        assert len(rows) > most - 20  # no user has more
+    for all_of_them in (None, len(users), len(users) + 1):
+        assert examples.rows_of_some_users(Part.TEST, all_of_them) is None
+    fewer = examples.rows_of_some_users(Part.TEST, len(users) - 1)
+    assert fewer is not None and len(fewer) < len(users)
+
+
 @pytest.mark.parametrize("rows", [1, 40, 10**6])
 def test_the_first_rows_of_a_part_are_read_alone(sets: dict[str, ExampleSet], rows: int) -> None:
     examples = sets["ranker"]

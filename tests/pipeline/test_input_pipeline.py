@@ -133,6 +133,19 @@ def test_ordered_reading_gives_every_row_once(examples: ExampleSet):
     np.testing.assert_array_equal(np.sort(np.concatenate([part["label"] for part in parts])), np.arange(1, 301))
 
 
+def test_of_many_examples_those_of_some_users_are_read_and_no_file_beyond(examples: ExampleSet):
+    assert [len(part["label"]) for part in columns_of(examples, at_most=300).ordered(70)] == [70, 30] * 3
+    some = columns_of(examples, at_most=120)
+    rows = examples.rows_of_some_users(Part.TRAIN, 120)
+    assert len(rows) == 120  # each example is of a user of its own
+    assert rows.max() < 200  # in the first two files
+    np.testing.assert_array_equal(some.read()["label"], columns_of(examples).read()["label"][rows])
+    for batch_rows, sizes in ((1000, [120]), (50, [50, 50, 20])):
+        parts = list(some.ordered(batch_rows))
+        assert [len(part["label"]) for part in parts] == sizes
+        np.testing.assert_array_equal(np.concatenate([part["label"] for part in parts]), some.read()["label"])
+
+
 def test_a_refit_reads_both_parts_with_ages_from_the_later_moment_and_no_unknown_label(tmp_path: Path):
     train, validation = taste_examples(20, seed=0), taste_examples(10, seed=1)
     unknown = validation["label"].to_numpy().copy()

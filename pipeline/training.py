@@ -19,6 +19,7 @@ import tf_keras
 from pydantic import Field
 
 from features.artifacts import fingerprint
+from features.errors import ArtifactError
 from features.settings import Settings
 from models.lazy_adam import LazyAdam
 from pipeline.callbacks import Resume, TrainingProgress, Validation
@@ -139,6 +140,9 @@ def train(
 
     Returns:
       The model and its history.
+
+    Raises:
+      ArtifactError: another process trains the same model, with the same settings, in `work`.
     """
     started = time.perf_counter()
     strategy = make_strategy(config.strategy, config.tpu_address, config.min_shard_kib << 10)
@@ -176,11 +180,22 @@ def remove_abandoned(work: Path, own: str) -> None:
 
 @contextmanager
 def _in_use(folder: Path) -> Iterator[None]:
-    """Tells other processes that one trains in `folder`; killed, it tells so no more."""
+    """Holds a training's folder against other processes; killed, it holds it no more.
+
+    Raises:
+      ArtifactError: another process trains there.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / _LOCK).open("ab") as lock:
-        with suppress(OSError):  # a file system without locks
-            fcntl.flock(lock, fcntl.LOCK_SH)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ArtifactError(
+                f"{folder}: expected to train here alone, found that another process trains the same model with the "
+                "same settings; wait for it and run again, or choose another --workdir"
+            ) from error
+        except OSError:  # a file system without locks
+            pass
         yield
 
 

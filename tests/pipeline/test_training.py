@@ -387,6 +387,19 @@ def test_what_a_killed_training_with_other_settings_left_is_removed(
     assert sorted(path.name for path in tmp_path.iterdir()) == [used.name, "tensorboard"]
 
 
+def test_the_same_training_twice_at_once_is_refused(
+    training_columns: ExampleColumns, negatives: Transform, tmp_path: Path
+):
+    config = TRAINING.model_copy(update={"epochs": 1, "steps_per_epoch": 1, "refit": False})
+
+    def meanwhile(model: TwoTower) -> None:
+        with pytest.raises(ArtifactError, match="found that another process trains the same model"):
+            train(build, training_columns, config, tmp_path, negatives)
+        assert train(build, training_columns, config, tmp_path, negatives, identity="another").epochs == 1
+
+    train(build, training_columns, config, tmp_path, negatives, on_validated=meanwhile)
+
+
 def test_a_training_says_which_folder_it_uses(training_columns: ExampleColumns, negatives: Transform, tmp_path: Path):
     config = TRAINING.model_copy(update={"epochs": 1, "steps_per_epoch": 1, "refit": False})
 

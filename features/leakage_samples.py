@@ -166,13 +166,13 @@ class Sample:
         time_us = self._own.slice_times(self._own.of(self._users[i]))
         named = rows["request_id"] if "request_id" in rows.column_names else pa.nulls(len(rows), pa.string())
         if row.get("request_id") is not None:
-            same = pc.fill_null(pc.equal(named, row["request_id"]), False).to_numpy()
+            same = np.asarray(pc.fill_null(pc.equal(named, row["request_id"]), False))
             return int(time_us[same & (time_us != ORDER_ONLY)].min())
         day_us, offset_us = 86_400_000_000, round(self._stored.split.utc_offset_s * 1e6)
         first_us = (row["time_us"] + offset_us) // day_us * day_us - offset_us
-        same = (time_us >= first_us) & (time_us < first_us + day_us) & pc.is_null(named).to_numpy()
+        same = (time_us >= first_us) & (time_us < first_us + day_us) & np.asarray(pc.is_null(named))
         if "page" in rows.column_names:
-            same &= pc.equal(pc.fill_null(rows["page"], ""), row.get("page") or "").to_numpy()
+            same &= np.asarray(pc.equal(pc.fill_null(rows["page"], ""), row.get("page") or ""))
         return int(time_us[same].min())
 
     def _made_again(self, batch: range, requests: Sequence[tuple[int, int, Row]]) -> Mapping[str, pa.Array]:

@@ -176,7 +176,9 @@ def _alike(example: str, known: pa.Array) -> str:
     """A known id that differs from one only in how it is written, as 12 does from 12.0; else any known id."""
     whole = example.removesuffix(".0")
     forms = (whole, f"{whole}.0", whole.lstrip("0"), whole.strip(), whole.lower(), whole.upper())
-    return next((form for form in forms if pc.index(known, form).as_py() >= 0), known[0].as_py())
+    return next(
+        (form for form in forms if pc.index(known, form).as_py() >= 0), known[0].as_py() if len(known) else "none"
+    )
 
 
 class _TableJob:

@@ -15,14 +15,18 @@ by (1 + Σ w), summed over the crossed features; the w are linear embeddings tha
 | `watch_age` | how long before the present it was | age of what is predicted |
 | `uploader` | its uploader | of the last watch |
 | `time_of_week` | local hour of the week when it was watched | of the next watch or the request |
-| any column of the watches (`page`, `device`, ...) | its own | of the next watch or the request |
+| any column of the watches (`page`, `device`, ...) | its own | of the next watch or the request (see below) |
+
+Where a request does not tell the value of such a column, or one that is in no vocabulary, that of the last watch stands
+for it: no training example may be without.
 
 What is only known once a video was chosen (its uploader, its length) thus never tells of the video to be predicted.
 
 Every feature becomes rows of an embedding table. Seconds fall into buckets of half octaves: [1, √2), [√2, 2), ... up
 to 2^30 seconds (34 years). A gap below a second, zero and negative ones among them, counts as one second, so that the
 Δt = log(t(τ+1) - t(τ)) of equal times is log 1 = 0. A missing value (NaN) has a bucket of its own. Other continuous
-columns are scaled to [0, 1] by their feature and cut into 32 equal buckets.
+columns are scaled to [0, 1] by their feature and cut into 32 equal buckets. The vector of a missing value says nothing
+until examples train it: most logs miss none, and a client may.
 
 Ages below a day count as a day: a request is served at age 0, and that bucket must be one that labels train.
 
@@ -44,7 +48,7 @@ from features.settings import Settings
 from features.spec import FeatureSpec, Kind
 from models.embeddings import EmbeddingTable, embedding_dimension
 from models.scaling import scale
-from models.sequence_steps import WATCHED_VIDEOS, history_lengths, of_last_event, of_next_event
+from models.sequence_steps import WATCHED_VIDEOS, at_request, history_lengths, of_last_event, of_next_event
 
 SECONDS_TO_NEXT = "seconds_to_next_watch"
 WATCHED_TIME = "watched_time_s"
@@ -149,6 +153,7 @@ class ContextColumn:
     Args:
       feature: name and uses.
       size: number of rows besides row 0.
+      last_is_missing: the last row is that of a missing value.
       events: a batch of features -> rows of each event `[batch, L]`.
       steps: the same -> rows of each step `[batch, L + 1]`.
     """
@@ -157,6 +162,7 @@ class ContextColumn:
     size: int
     events: Callable[[Features], tf.Tensor]
     steps: Callable[[Features], tf.Tensor]
+    last_is_missing: bool = True
 
 
 def context_columns(
@@ -243,6 +249,7 @@ def _column(feature: ContextFeature, spec: FeatureSpec, vocabulary_sizes: Mappin
             _size(feature, spec, vocabulary_sizes, WATCHED_UPLOADERS),
             lambda features: features[WATCHED_UPLOADERS],
             lambda features: of_last_event(features[WATCHED_UPLOADERS]),
+            last_is_missing=False,
         )
     if feature.name == TIME_OF_WEEK:
         return ContextColumn(
@@ -269,9 +276,12 @@ def _watch_column(feature: ContextFeature, spec: FeatureSpec, vocabulary_sizes: 
         rows, size = tf.identity, _size(feature, spec, vocabulary_sizes, watched.name)
 
     def steps(features: Features) -> tf.Tensor:
-        return of_next_event(rows(features[watched.name]), rows(features[name]), history_lengths(features))
+        events, request, lengths = rows(features[watched.name]), rows(features[name]), history_lengths(features)
+        request = tf.where(request == 0, at_request(of_last_event(events), lengths), request)
+        return of_next_event(events, request, lengths)
 
-    return ContextColumn(feature, size, lambda features: rows(features[watched.name]), steps)
+    continuous = watched.kind == Kind.CONTINUOUS
+    return ContextColumn(feature, size, lambda features: rows(features[watched.name]), steps, continuous)
 
 
 def _size(feature: ContextFeature, spec: FeatureSpec, vocabulary_sizes: Mapping[str, int], source: str) -> int:
@@ -297,6 +307,7 @@ class ConcatenatedContext(tf_keras.layers.Layer):
             column.feature.name: EmbeddingTable(
                 column.size,
                 column.feature.dimension or embedding_dimension(column.size),
+                last_at_mean=column.last_is_missing,
                 name=f"{column.feature.name}_embeddings",
             )
             for column in columns
@@ -331,7 +342,12 @@ class CrossedContext(tf_keras.layers.Layer):
         self.identity = identity
         self.tables = {
             column.feature.name: EmbeddingTable(
-                column.size, width, stddev, mean=self.start, name=f"{column.feature.name}_factors"
+                column.size,
+                width,
+                stddev,
+                mean=self.start,
+                last_at_mean=column.last_is_missing,
+                name=f"{column.feature.name}_factors",
             )
             for column in columns
         }

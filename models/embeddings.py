@@ -34,24 +34,30 @@ class ZeroFirstRowNormal(tf_keras.initializers.Initializer):
       stddev: standard deviation of the other rows.
       seed: None draws from the global seed.
       mean: of the other rows.
+      last_at_mean: the last row is the mean itself.
     """
 
-    def __init__(self, stddev: float, seed: int | None = None, mean: float = 0.0) -> None:
+    def __init__(self, stddev: float, seed: int | None = None, mean: float = 0.0, last_at_mean: bool = False) -> None:
         self.stddev = stddev
         self.seed = seed
         self.mean = mean
+        self.last_at_mean = last_at_mean
 
     def __call__(self, shape: Any, dtype: Any = None, **kwargs: Any) -> tf.Tensor:
         offset = kwargs["partition_offset"][0] if "partition_offset" in kwargs else 0
+        last = shape[0] - 1
         shape = kwargs.get("partition_shape", shape)
         dtype = tf.as_dtype(dtype or tf.float32)
         # One partition must not repeat the numbers of another.
         seed = None if self.seed is None else self.seed + offset
         values = tf_keras.initializers.RandomNormal(self.mean, self.stddev, seed)(shape, dtype=dtype)
-        return values * tf.cast(tf.range(offset, offset + shape[0]) > 0, dtype)[:, tf.newaxis]
+        rows = tf.range(offset, offset + shape[0])[:, tf.newaxis]
+        if self.last_at_mean:
+            values = tf.where(rows == last, tf.cast(self.mean, dtype), values)
+        return values * tf.cast(rows > 0, dtype)
 
     def get_config(self) -> dict[str, Any]:
-        return {"stddev": self.stddev, "seed": self.seed, "mean": self.mean}
+        return {"stddev": self.stddev, "seed": self.seed, "mean": self.mean, "last_at_mean": self.last_at_mean}
 
 
 class EmbeddingTable(tf_keras.layers.Layer):
@@ -66,10 +72,17 @@ class EmbeddingTable(tf_keras.layers.Layer):
       dimension: length of a vector.
       stddev: of the initial values; None is `1 / sqrt(dimension)`.
       mean: of the initial values.
+      last_at_mean: the last row starts at the mean: for what training may never meet.
     """
 
     def __init__(
-        self, vocabulary_size: int, dimension: int, stddev: float | None = None, mean: float = 0.0, **kwargs: Any
+        self,
+        vocabulary_size: int,
+        dimension: int,
+        stddev: float | None = None,
+        mean: float = 0.0,
+        last_at_mean: bool = False,
+        **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.vocabulary_size = vocabulary_size
@@ -80,7 +93,9 @@ class EmbeddingTable(tf_keras.layers.Layer):
             "embeddings",
             shape=(vocabulary_size + 1, dimension),
             dtype=tf.float32,
-            initializer=ZeroFirstRowNormal(1 / math.sqrt(dimension) if stddev is None else stddev, mean=mean),
+            initializer=ZeroFirstRowNormal(
+                1 / math.sqrt(dimension) if stddev is None else stddev, mean=mean, last_at_mean=last_at_mean
+            ),
             experimental_autocast=False,  # would cast the whole table before each gather
         )
         self.built = True

@@ -10,6 +10,7 @@ from features.errors import ConfigError
 from features.spec import FeatureSpec
 from models.context_features import (
     NUM_SECOND_ROWS,
+    ConcatenatedContext,
     ContextColumn,
     ContextFeature,
     CrossedContext,
@@ -179,6 +180,22 @@ def test_the_age_that_requests_are_served_at_shares_its_row_with_the_labels_of_t
     assert served == age_rows(tf.constant([-5.0])) == age_rows(tf.constant([0.9 * DAY]))
     np.testing.assert_array_equal(age_rows(tf.constant([2.0, 30.0]) * DAY), [row(2 * DAY), row(30 * DAY)])
     assert served < row(2 * DAY) and age_rows(tf.constant([NAN])) == UNKNOWN
+
+
+def test_what_a_request_does_not_tell_is_that_of_the_last_watch():
+    features = tensors(batch() | {"page": np.zeros(4, np.int32)})
+    steps = column("page").steps(features).numpy()
+    assert [steps[row, length] for row, length in enumerate((3, 0, 1, 5))] == [1, 0, 2, 1]
+    np.testing.assert_array_equal(steps[3], [1, 1, 2, 2, 1, 1])
+
+
+@pytest.mark.parametrize("name", ["time_delta", "watch_time", "watch_age", "time_of_week", "share"])
+def test_a_missing_value_starts_with_a_vector_that_says_nothing(name: str):
+    missing = column(name).size
+    assert not ConcatenatedContext([column(name)]).tables[name].embeddings[missing].numpy().any()
+    crossed = CrossedContext([column(name), column("page")], width=3, stddev=0.1, identity=False)
+    np.testing.assert_allclose(crossed.tables[name].embeddings[missing], [0.5] * 3)
+    assert ConcatenatedContext([column("page")]).tables["page"].embeddings[SIZES["page"]].numpy().any()
 
 
 def test_a_gap_of_years_has_a_bucket_of_its_own():

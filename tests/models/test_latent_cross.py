@@ -70,7 +70,7 @@ def test_the_context_of_an_event_moves_its_own_prediction_and_only_later_states(
     assert moved(predictions(model, batch())[3], predictions(model, changed(name, 3, 2, value))[3]) == [2, 3, 4, 5]
 
 
-@pytest.mark.parametrize(("name", "value"), [("page", 2), ("device", 2), ("share", 9.0)])
+@pytest.mark.parametrize(("name", "value"), [("page", 2), ("device", 1), ("share", 9.0)])
 def test_the_requests_context_moves_no_state_and_only_the_requests_prediction(name: str, value: float):
     model = read_only()
     features, other = tensors(batch()), tensors(changed(name, 3, None, value))

@@ -58,7 +58,9 @@ def read_settings(name: str, overrides: Sequence[str] = ()) -> tuple[dict[str, A
     except yaml.YAMLError as error:
         raise ConfigError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(value, dict):
-        raise ConfigError(f"{where}: expected a mapping of settings, found {type(value).__name__}")
+        raise ConfigError(
+            f"{where}: expected a mapping of settings, found {'nothing' if value is None else type(value).__name__}"
+        )
     apply_overrides(value, overrides)
     return value, where
 

@@ -9,7 +9,7 @@ from rich.table import Table
 from features.artifacts import is_published, publish, read_manifest
 from features.errors import ArtifactError
 from features.example_reader import ExampleSet
-from features.feature_lists import Model
+from features.feature_lists import FeatureListConfig, Model
 from features.spec import FeatureSpec
 from features.splits import Part
 from features.vocabulary import Vocabulary
@@ -34,7 +34,8 @@ def export(run: Run) -> None:
     if run.has_ranker:
         published.append(_export_ranker(run))
     manifests = {str(folder.relative_to(run.folder)): read_manifest(folder) for folder in published}
-    with publish(run.folder / REPORT, {"kind": "report", "exported": list(manifests)}) as report:
+    told = {"kind": "report", "exported": list(manifests), "features": run.config.features.model_dump(mode="json")}
+    with publish(run.folder / REPORT, told) as report:
         write_json(report / "export.json", {name: dict(manifest) for name, manifest in manifests.items()})
     view = Table(title="Exported")
     for column in ("model", "index", "recall against exact search", "parity"):
@@ -70,6 +71,15 @@ def exported_folders(run: Path) -> tuple[str, ...]:
             f"{REPORT} from where the models were exported"
         )
     return tuple(exported)
+
+
+def exported_features(run: Path) -> FeatureListConfig | None:
+    """The feature settings that the last finished export was made with; None where its record does not hold them.
+
+    The run's configuration may be another one since: a stage of it was run again, or a run was stopped.
+    """
+    found = read_manifest(run / REPORT).get("features") if is_published(run / REPORT) else None
+    return None if found is None else FeatureListConfig.model_validate(found)
 
 
 def models_to_recommend(run: Path) -> list[Path]:

@@ -252,7 +252,13 @@ def _show_recommendations(run: Run) -> None:
 def recommend_from(
     workdir: Path, user: str, page: str | None, device: str | None, count: int, console: Console
 ) -> None:
-    """Prints the list for one user from a finished run."""
+    """Prints the list for one user from a finished run.
+
+    Raises:
+      ConfigError: the user is no text.
+    """
+    if not user or user.encode(errors="replace").decode() != user:
+        raise ConfigError(f"--user: expected a user id, as UTF-8 text, found {user!r}; an unknown one may be any text")
     config = config_file.read_run(RunConfig, workdir)
     tables = workdir / "tables"
     for folder in (tables, *export_stage.models_to_recommend(workdir)):
@@ -263,4 +269,5 @@ def recommend_from(
 
 
 def _recommender(folder: Path, config: RunConfig) -> Recommender:
-    return Recommender(export_stage.models_to_recommend(folder), folder / "tables", config.features)
+    features = export_stage.exported_features(folder) or config.features
+    return Recommender(export_stage.models_to_recommend(folder), folder / "tables", features)

@@ -123,5 +123,7 @@ class Run:
         """Raises ArtifactError where one of these folders of the run is not published whole."""
         for name in names:
             if not (self.folder / name).is_dir():
-                raise ArtifactError(f"{self.folder / name}: not published; run the stage that writes it first")
+                raise ArtifactError(
+                    f"{self.folder / name}: not published; run the stage that writes it first, or `upnext run` for all"
+                )
             read_manifest(self.folder / name)

@@ -219,7 +219,9 @@ def locked(run: Path) -> Iterator[None]:
 def _manifest_hashes(names: Sequence[str], run: Path) -> dict[str, str]:
     for name in names:
         if not is_published(run / name):
-            raise ArtifactError(f"{run / name}: not published; run the stage that writes it first")
+            raise ArtifactError(
+                f"{run / name}: not published; run the stage that writes it first, or `upnext run` for all"
+            )
     return {name: file_sha256(run / name / MANIFEST) for name in names}
 
 

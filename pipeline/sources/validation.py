@@ -374,6 +374,10 @@ def _guesses(table: str, read: int, samples: Sequence[Mapping[str, Any]]) -> str
             told.append(f"the bytes of {name!r} are not UTF-8: write them as text, UUIDs also as Parquet's UUID type; ")
         elif sample["reason"] in _TIME_REASONS and (unit := _likely_unit(json.loads(sample["raw_first"]).get(name))):
             told.append(f"its {name} is of our days if it is in {unit}: set units: {{{name}: {unit}}}; ")
+        elif sample["reason"] == Reason.ABSURD_WATCH_TIME.value:
+            told.append("*_s are seconds: if they are milliseconds, set units: {watch_time_s: ms}; ")
+        elif name == "gender":
+            told.append('words are mapped to numbers, as values: {gender: {F: 0, M: 1, "?": null}}; ')
         elif 2 * sample["count_all"] > read and name in TABLES[table].optional.names:
             told.append(f"where the files mean something else by {name!r}, leave it out: columns: {{{name}: null}}; ")
     return "".join(told)

@@ -198,6 +198,12 @@ def test_recommending_needs_only_the_exported_models_their_record_the_tables_and
     answer = upnext("recommend", moved, *command)
     assert answer.code == 0, answer
     assert answer.out == upnext("recommend", funnel.folder, *command).out
+    # Another configuration since, of a stage alone or of a run that was stopped, is not that of the exported models.
+    config = config_file.read_run(RunConfig, moved)
+    other = config.features.model_copy(update={"watch_window": 1})
+    config_file.write_run(moved, config.model_copy(update={"features": other}))
+    again = upnext("recommend", moved, *command)
+    assert (again.code, again.out) == (0, answer.out), again.err
     shutil.rmtree(moved / "reports")
     error = upnext("recommend", moved, *command).error()
     assert error.startswith(f"{moved}/reports/export: expected the record of a finished export, found none; run ")

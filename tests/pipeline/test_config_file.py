@@ -89,7 +89,7 @@ def test_an_unknown_name_lists_what_exists() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("a: [", "not valid YAML"), ("- 1", "expected a mapping"), ("", "found NoneType")]
+    ("text", "message"), [("a: [", "not valid YAML"), ("- 1", "expected a mapping"), ("", "found nothing")]
 )
 def test_files_that_hold_no_settings_are_refused(tmp_path: Path, text: str, message: str) -> None:
     file = tmp_path / "broken.yaml"

@@ -127,6 +127,14 @@ def test_an_optional_column_that_means_something_else_is_left_out_by_null_as_the
     assert set(read(tmp_path, "watches")[0]) == {"user_id", "video_id", "timestamp"}
 
 
+def test_what_maps_words_and_milliseconds_is_told_with_the_rows_it_would_read(tmp_path):
+    watches = write(tmp_path / "w.csv", "user_id,video_id,timestamp,watch_time_s\nu,v,1714564800,90000000\n")
+    users = write(tmp_path / "u.csv", "user_id,gender\nu,F\n")
+    assert "set units: {watch_time_s: ms}; " in bad(tmp_path, watches={"path": watches})
+    told = 'words are mapped to numbers, as values: {gender: {F: 0, M: 1, "?": null}}; '
+    assert told in bad(tmp_path, watches={"path": watches, "units": {"watch_time_s": "ms"}}, users={"path": users})
+
+
 def test_a_column_that_is_needed_cannot_be_left_out(tmp_path):
     watches = {"path": write(tmp_path / "w.csv", WATCHES), "columns": {"video_id": None}}
     message = bad(tmp_path, watches=watches)

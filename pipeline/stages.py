@@ -189,7 +189,7 @@ def durations(run: Path) -> dict[str, float]:
 
 @contextmanager
 def locked(run: Path) -> Iterator[None]:
-    """Holds the run's folder; a second run in it is refused instead of mixing its files in.
+    """Holds a folder, a run's or a training's; another process in it is refused instead of mixing its files in.
 
     Raises:
       ArtifactError: another process holds it.

@@ -4,11 +4,10 @@ A model is a `tfrs.models.Model` whose `compute_loss` returns its replica's shar
 (`models/candidate_generator.py: replica_mean`); candidate generators and rankers are trained the same way.
 """
 
-import fcntl
 import shutil
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -25,6 +24,7 @@ from models.lazy_adam import LazyAdam
 from pipeline.callbacks import Resume, TrainingProgress, Validation
 from pipeline.input_pipeline import ExampleColumns, InputConfig, Transform, steps_per_pass, training_dataset
 from pipeline.record_files import records_dataset, write_records
+from pipeline.stages import locked
 from pipeline.strategies import StrategyName, is_chief, make_strategy
 
 
@@ -103,7 +103,6 @@ class Trained:
     forget: Callable[[], None] = lambda: None
 
 
-_LOCK = ".in_use"
 Build = Callable[[], tf_keras.Model]
 Evaluate = Callable[[Any], dict[str, float]]
 
@@ -151,7 +150,7 @@ def train(
     chief = is_chief(strategy)
     if keep and chief:
         remove_abandoned(run.work.parent, run.work.name)
-    with _in_use(run.work) if chief else nullcontext():
+    with locked(run.work) if chief else nullcontext():
         first = run.fit("fit", build, columns, config.epochs, evaluate, monitor)
         if on_validated is not None:
             on_validated(first.model)
@@ -173,30 +172,8 @@ def remove_abandoned(work: Path, own: str) -> None:
     for folder in work.glob("[0-9a-f]" * 16):
         if folder.name == own:
             continue
-        with suppress(OSError), (folder / _LOCK).open("ab") as lock:  # in use, or somebody else removed it
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(folder)
-
-
-@contextmanager
-def _in_use(folder: Path) -> Iterator[None]:
-    """Holds a training's folder against other processes; killed, it holds it no more.
-
-    Raises:
-      ArtifactError: another process trains there.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / _LOCK).open("ab") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ArtifactError(
-                f"{folder}: expected to train here alone, found that another process trains the same model with the "
-                "same settings; wait for it and run again, or choose another --workdir"
-            ) from error
-        except OSError:  # a file system without locks
-            pass
-        yield
+        with suppress(ArtifactError), locked(folder):  # in use
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 @dataclass(frozen=True)

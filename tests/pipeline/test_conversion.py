@@ -110,7 +110,6 @@ def test_offsets_that_are_none_are_marked(text):
 IDS = [uuid.UUID(int=number * 0x0123456789ABCDEF0123) for number in range(5)]
 
 
-@pytest.mark.skipif(not hasattr(pa, "uuid"), reason="this pyarrow has no UUIDs")
 def test_uuids_become_hyphenated_lower_case_text():
     raw = pa.array([None if n == 2 else value.bytes for n, value in enumerate(IDS)], pa.uuid())
     expected = [None if n == 2 else str(value) for n, value in enumerate(IDS)]

@@ -1,6 +1,5 @@
 """Training: learns, stops, resumes, refits, publishes."""
 
-import fcntl
 import io
 import json
 from pathlib import Path
@@ -22,7 +21,7 @@ from pipeline.input_pipeline import ExampleColumns, Transform
 from pipeline.model_folder import load_candidate_generator, read_history, save_model
 from pipeline.retrieval_validation import ranked_by, ranks, retrieval_map
 from pipeline.strategies import StrategyName, make_strategy
-from pipeline.training import OptimizerName, Schedule, TrainingConfig, make_optimizer, remove_abandoned, train
+from pipeline.training import OptimizerName, Schedule, TrainingConfig, make_optimizer, train
 from tests.pipeline.synthetic_examples import CANDIDATE_SPEC, publish_examples, taste_examples
 
 VIDEOS = 120
@@ -352,62 +351,3 @@ def test_strategies_of_several_machines_need_a_cluster(monkeypatch: pytest.Monke
     for name in (StrategyName.MULTI_WORKER, StrategyName.PARAMETER_SERVER):
         with pytest.raises(ConfigError, match="TF_CONFIG"):
             make_strategy(name)
-
-
-def test_checkpoints_stay_until_the_model_is_published_and_only_the_same_training_goes_on_from_them(
-    training_columns: ExampleColumns, negatives: Transform, tmp_path: Path
-):
-    config = TRAINING.model_copy(update={"epochs": 1, "steps_per_epoch": 2})
-
-    def run(identity: str):
-        return train(build, training_columns, config, tmp_path, negatives, identity=identity, keep=True)
-
-    first = run("one")
-    again = run("one")
-    assert again.examples_per_second == 0  # no step was made
-    for one, other in zip(first.model.trainable_variables, again.model.trainable_variables, strict=True):
-        np.testing.assert_array_equal(one, other)
-    assert run("another").examples_per_second > 0
-    again.forget()
-    assert len(list(tmp_path.iterdir())) == 1
-
-
-def test_what_a_killed_training_with_other_settings_left_is_removed(
-    training_columns: ExampleColumns, negatives: Transform, tmp_path: Path
-):
-    killed, used = (tmp_path / (letter * 16) for letter in "ab")
-    for folder in (killed, used, tmp_path / "tensorboard"):
-        (folder / "fit" / "checkpoints").mkdir(parents=True)
-    config = TRAINING.model_copy(update={"epochs": 1, "steps_per_epoch": 1})
-    with (used / ".in_use").open("wb") as lock:  # as another process that trains there
-        fcntl.flock(lock, fcntl.LOCK_SH)
-        train(build, training_columns, config, tmp_path, negatives)
-        assert killed.exists()  # one that publishes nothing may be beside others
-        train(build, training_columns, config, tmp_path, negatives, keep=True).forget()
-    assert sorted(path.name for path in tmp_path.iterdir()) == [used.name, "tensorboard"]
-
-
-def test_the_same_training_twice_at_once_is_refused(
-    training_columns: ExampleColumns, negatives: Transform, tmp_path: Path
-):
-    config = TRAINING.model_copy(update={"epochs": 1, "steps_per_epoch": 1, "refit": False})
-
-    def meanwhile(model: TwoTower) -> None:
-        with pytest.raises(ArtifactError, match="found that another process trains the same model"):
-            train(build, training_columns, config, tmp_path, negatives)
-        assert train(build, training_columns, config, tmp_path, negatives, identity="another").epochs == 1
-
-    train(build, training_columns, config, tmp_path, negatives, on_validated=meanwhile)
-
-
-def test_a_training_says_which_folder_it_uses(training_columns: ExampleColumns, negatives: Transform, tmp_path: Path):
-    config = TRAINING.model_copy(update={"epochs": 1, "steps_per_epoch": 1, "refit": False})
-
-    def meanwhile(model: TwoTower) -> None:
-        remove_abandoned(tmp_path, own="")
-        assert len(list(tmp_path.iterdir())) == 1
-
-    train(build, training_columns, config, tmp_path, negatives, on_validated=meanwhile, keep=True)
-    assert len(list(tmp_path.iterdir())) == 1
-    remove_abandoned(tmp_path, own="")
-    assert not list(tmp_path.iterdir())

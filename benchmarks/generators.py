@@ -108,10 +108,7 @@ def generator_answers(
 
 def retrieval_examples(run: Run, part: Part) -> RetrievalExamples:
     """Histories and next watches of a world's validation or test part, over the whole catalogue."""
-    catalogue = run.encoder.catalogue
-    classes = int(np.count_nonzero(catalogue["video"].to_numpy()))
-    table = ExampleSet(run.examples(GENERATOR)).read(part)
-    return RetrievalExamples.from_table(table, np.arange(classes + 1) - 1, len(catalogue))
+    return RetrievalExamples.over_catalogue(ExampleSet(run.examples(GENERATOR)).read(part), run.encoder)
 
 
 def baseline_figures(

@@ -95,10 +95,7 @@ def evaluate(run: Run) -> None:
 
 def look_into_generators(run: Run) -> list[Insight]:
     """What the generators have learned."""
-    catalogue = run.encoder.catalogue
-    columns_of_rows = np.arange(np.count_nonzero(catalogue["video"].to_numpy()) + 1) - 1
-    table = _scored_examples(run)
-    targets = RetrievalExamples.from_table(table, columns_of_rows, len(catalogue)).targets
+    targets = RetrievalExamples.over_catalogue(_scored_examples(run), run.encoder).targets
     found = []
     for name in run.config.generators:
         generator = load_candidate_generator(run.folder / generator_folder(name))
@@ -113,11 +110,8 @@ def evaluate_generators(run: Run) -> Findings:
     examples = ExampleSet(run.examples(GENERATOR))
     encoder = run.encoder
     videos = len(encoder.catalogue)
-    classes = int(np.count_nonzero(encoder.catalogue["video"].to_numpy()))
-    # The catalogue begins with the videos of the vocabulary in the order of their rows.
-    columns_of_rows = np.arange(classes + 1) - 1
     scored = _scored_examples(run)
-    test = RetrievalExamples.from_table(scored, columns_of_rows, videos)
+    test = RetrievalExamples.over_catalogue(scored, encoder)
 
     measured: dict[str, list[Measurement]] = {}
     for name in run.config.generators:
@@ -127,11 +121,11 @@ def evaluate_generators(run: Run) -> Findings:
 
     features = run.specs[GENERATOR].features
     shown = [f.name for f in features if f.source == f"history.{Derivation.SHOWN_VIDEO_IDS}"]
-    for peer in _peers(run, examples, columns_of_rows, videos, []):
+    for peer in _peers(run, examples, []):
         measured[peer.method] = list(peer.measurements)
         methods.append(peer.method_figures)
     # Where the generator knows what was shown, peers that can use it are also run with it.
-    for peer in _peers(run, examples, columns_of_rows, videos, shown) if shown else []:
+    for peer in _peers(run, examples, shown) if shown else []:
         name = f"{peer.method}, shown too"
         measured[name] = list(peer.measurements)
         methods.append(replace(peer.method_figures, method=name))
@@ -179,14 +173,12 @@ def _scored_examples(run: Run) -> pa.Table:
     return examples.read(Part.TEST) if rows is None else examples.read(Part.TEST, at_most=rows[-1] + 1).take(rows)
 
 
-def _peers(
-    run: Run, examples: ExampleSet, columns_of_rows: np.ndarray, videos: int, shown: Sequence[str]
-) -> list[BaselineResult]:
+def _peers(run: Run, examples: ExampleSet, shown: Sequence[str]) -> list[BaselineResult]:
     """The peers on the test part, fitted on watches or, with the names of `shown` bags, on what was shown as well."""
     config = run.config.evaluation
     encoder = run.encoder
     validation, test = (
-        RetrievalExamples.from_table(_with_shown(table, shown), columns_of_rows, videos)
+        RetrievalExamples.over_catalogue(_with_shown(table, shown), encoder)
         for table in (examples.read(Part.VALIDATION), _scored_examples(run))
     )
     before_validation, before_test = (
@@ -195,7 +187,7 @@ def _peers(
             run.split,
             with_validation,
             lambda ids: encoder.positions(ids.combine_chunks()),
-            videos,
+            len(encoder.catalogue),
             with_impressions=bool(shown),
         )
         for with_validation in (False, True)

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import scipy.sparse as sp
 
+from features.encoding import Encoder
 from features.errors import DataError
 from pipeline.evaluation.retrieval_metrics import RetrievalTargets
 
@@ -155,23 +156,37 @@ class RetrievalExamples:
 
     @staticmethod
     def from_table(
-        table: pa.Table, columns_of_rows: np.ndarray, num_videos: int, history: str = "watched_video_ids"
+        table: pa.Table,
+        targets: np.ndarray,
+        columns_of_rows: np.ndarray,
+        num_videos: int,
+        history: str = "watched_video_ids",
     ) -> "RetrievalExamples":
         """Examples from a candidate-generation example set (validation or test).
 
         Args:
-          table: columns `user_id`, `label` (row, 0 outside the vocabulary), `seen_video_ids` and the `history` lists.
+          table: columns `user_id`, `seen_video_ids` and the `history` lists.
+          targets: `[n]` score columns of the labels, −1 where a label has none.
           columns_of_rows: `[vocabulary rows]` the score column of each row; row 0 is −1.
           num_videos: number of score columns.
           history: the feature with the watches, oldest to newest.
         """
         seen = Histories.from_lists(table["seen_video_ids"], columns_of_rows)
-        targets = RetrievalTargets(
-            np.asarray(table["user_id"]),
-            columns_of_rows[np.asarray(table["label"], np.int64)],
-            seen.matrix(num_videos),
-        )
-        return RetrievalExamples(targets, Histories.from_lists(table[history], columns_of_rows))
+        wanted = RetrievalTargets(np.asarray(table["user_id"]), targets, seen.matrix(num_videos))
+        return RetrievalExamples(wanted, Histories.from_lists(table[history], columns_of_rows))
+
+    @staticmethod
+    def over_catalogue(table: pa.Table, encoder: Encoder) -> "RetrievalExamples":
+        """As `from_table`, the score columns being the videos of the catalogue.
+
+        A label without a class, uploaded since the training, is a target too. Histories are of videos of the
+        vocabulary.
+        """
+        rows = encoder.catalogue["video"].to_numpy()
+        # The catalogue begins with the videos of the vocabulary in the order of their rows.
+        columns_of_rows = np.arange(np.count_nonzero(rows) + 1) - 1
+        targets = encoder.positions(table["label_video_id"].combine_chunks())
+        return RetrievalExamples.from_table(table, targets, columns_of_rows, len(rows))
 
     def take_first(self, n: int, seed: int) -> "RetrievalExamples":
         """At most n examples, chosen at random by the seed, in their order."""

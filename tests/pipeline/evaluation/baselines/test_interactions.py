@@ -4,7 +4,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from features.encoding import Encoder
 from features.errors import DataError
+from features.history import VideoTable
 from pipeline.evaluation.baselines.interactions import Histories, Interactions, RetrievalExamples
 
 COLUMNS = np.array([-1, 0, 1, 2])  # vocabulary row → column
@@ -61,15 +63,31 @@ def test_examples_from_an_example_set():
     table = pa.table(
         {
             "user_id": ["a", "b"],
-            "label": pa.array([2, 0], pa.int32()),
             "watched_video_ids": pa.array([[1, 3], [2]], pa.list_(pa.int32())),
             "seen_video_ids": pa.array([[1, 3, 2], [2]], pa.list_(pa.int32())),
         }
     )
-    examples = RetrievalExamples.from_table(table, COLUMNS, 3)
+    examples = RetrievalExamples.from_table(table, np.array([1, -1]), COLUMNS, 3)
     np.testing.assert_array_equal(examples.targets.targets, [1, -1])
     np.testing.assert_array_equal(examples.targets.watched.toarray(), [[1, 1, 1], [0, 1, 0]])
     np.testing.assert_array_equal(examples.histories.last, [2, 1])
+
+
+def test_a_label_uploaded_since_the_training_is_a_target_among_the_videos_of_the_catalogue():
+    catalogue = pa.table({"video_id": ["b", "a", "new"], "video": pa.array([1, 2, 0], pa.int32())})
+    table = pa.table(
+        {
+            "user_id": ["u", "u", "w"],
+            "label_video_id": ["a", "new", "deleted"],
+            "watched_video_ids": pa.array([[1], [], [2]], pa.list_(pa.int32())),
+            "seen_video_ids": pa.array([[1], [2], [2]], pa.list_(pa.int32())),
+        }
+    )
+    encoder = Encoder({}, catalogue, VideoTable({}))
+    examples = RetrievalExamples.over_catalogue(table, encoder)
+    np.testing.assert_array_equal(examples.targets.targets, [1, 2, -1])
+    np.testing.assert_array_equal(examples.targets.watched.toarray(), [[1, 0, 0], [0, 1, 0], [0, 1, 0]])
+    np.testing.assert_array_equal(examples.histories.last, [0, -1, 1])
 
 
 def test_a_seeded_choice_of_examples_keeps_rows_together():
@@ -77,12 +95,11 @@ def test_a_seeded_choice_of_examples_keeps_rows_together():
     table = pa.table(
         {
             "user_id": [str(i) for i in range(50)],
-            "label": pa.array([i % 4 for i in range(50)], pa.int32()),
             "watched_video_ids": lists,
             "seen_video_ids": lists,
         }
     )
-    examples = RetrievalExamples.from_table(table, COLUMNS, 3)
+    examples = RetrievalExamples.from_table(table, COLUMNS[np.arange(50) % 4], COLUMNS, 3)
     chosen = examples.take_first(7, seed=1)
     assert len(chosen) == 7
     for i, user in enumerate(chosen.users):

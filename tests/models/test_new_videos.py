@@ -27,7 +27,18 @@ def test_the_regression_is_the_ridge_solution_of_the_weighted_residuals():
     weighted = design.T * labels
     expected = np.linalg.solve(weighted @ design + 2 * np.eye(5), weighted @ (vectors - mean))
     np.testing.assert_allclose(level, mean, rtol=1e-6)
-    np.testing.assert_allclose(effects, expected, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(effects, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_solution_is_exact_where_one_attribute_has_a_million_labels_and_another_one():
+    random = np.random.default_rng(2)
+    labels = 10 ** random.integers(0, 7, 60)
+    design = random.integers(0, 2, (60, 12)).astype(float)
+    vectors = random.normal(size=(60, 2))
+    level, effects = explain(vectors, csr_matrix(design), labels)
+    weighted = design.T * labels
+    expected = np.linalg.solve(weighted @ design + 300 * np.eye(12), weighted @ (vectors - level.astype(float)))
+    np.testing.assert_allclose(effects, expected, rtol=1e-2, atol=1e-3)
 
 
 def test_an_attribute_with_few_labels_stays_near_the_level():

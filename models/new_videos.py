@@ -70,13 +70,9 @@ def explain(vectors: np.ndarray, design: csr_matrix, labels: np.ndarray, shrinka
     Args:
       vectors: `[videos, dimension]`.
       design: `[videos, columns]`.
-      labels: `[videos]`, how many labels each video had.
+      labels: `[videos]`, how many labels each video had; not all zero.
       shrinkage: labels that each attribute is supposed to have had at the level, besides its own.
     """
-    if not labels.any():
-        return Explained(
-            np.zeros(vectors.shape[1], np.float32), np.zeros((design.shape[1], vectors.shape[1]), np.float32)
-        )
     level = np.average(vectors, axis=0, weights=labels)
     videos, columns = design.shape
     root = np.sqrt(labels)

@@ -156,7 +156,7 @@ class HeldOutWatches:
         if not model.softmax.dot_products:
             return rank_examples(class_scorer(model, columns, len(encoder.catalogue)), self.targets)
         queries = query_vectors(model, columns)
-        return rank_examples(scorer(queries, catalogue_vectors(model, encoder)), self.targets)
+        return rank_examples(scorer(queries, catalogue_vectors(model, encoder, self.run.split)), self.targets)
 
     def map(self, answers: Mapping[str, np.ndarray]) -> Measurement:
         """MAP among all videos, averaged over users."""

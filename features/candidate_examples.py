@@ -265,7 +265,7 @@ def candidate_examples(
     history = Histories(shard, encoder, lists)
     rows = RequestRows(watches.table, watches.user, watches.time_us, _example_ages(watches.time_us, labels, totals))
     columns = FeatureColumns(query_features(spec), encoder, shard.users, rows, split.utc_offset_s, watches.table)
-    seen = _FirstWatches(history.watches, watches.user, encoder.videos.rows["video"])
+    seen = _FirstWatches(history.watches, watches.user)
     user = watches.user[labels.row]
     for part in PARTS:
         weights = np.ones(len(user), np.float32)
@@ -328,10 +328,10 @@ def _weights(user: np.ndarray, of_part: np.ndarray, labels: int, users: int) -> 
 
 
 class _FirstWatches:
-    """Every user's first watch of every video of the vocabulary: the distinct videos watched before a moment."""
+    """Every user's first watch of every video of the catalogue: the distinct videos watched before a moment."""
 
-    def __init__(self, events: Events, user: np.ndarray, rows: np.ndarray) -> None:
-        video = rows[events.video]
+    def __init__(self, events: Events, user: np.ndarray) -> None:
+        video = events.video + 1  # of the vocabulary's videos their row, for the catalogue begins with them
         order = np.lexsort((np.arange(len(user)), video, user))
         first = np.ones(len(order), bool)
         first[1:] = (user[order][1:] != user[order][:-1]) | (video[order][1:] != video[order][:-1])
@@ -339,7 +339,7 @@ class _FirstWatches:
         self._videos = video[self._positions]
 
     def before(self, events: Events, user: np.ndarray, snapshot_us: np.ndarray) -> Bags:
-        """Rows of the distinct videos that `user` `[n]` watched before `snapshot_us` `[n]`, ascending."""
+        """Catalogue positions + 1 of the distinct videos that `user` `[n]` watched before `snapshot_us` `[n]`."""
         first, last = events.before(user, snapshot_us)
         return Bags.of_ranges(
             self._videos, np.searchsorted(self._positions, first), np.searchsorted(self._positions, last)

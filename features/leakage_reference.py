@@ -90,6 +90,10 @@ class Lookups:
         """The catalogue's column that has the values and not their rows."""
         return f"{name}_raw" if f"{name}_raw" in self._catalogue.column_names else name
 
+    def position(self, video: str) -> int | None:
+        """Of a video in the catalogue, None where it does not hold it."""
+        return self._position.get(video)
+
     def of_video(self, video: str, column: str) -> Any:
         """The catalogue's entry, None where it does not hold the video."""
         if video not in self._position:

@@ -259,8 +259,8 @@ class Sample:
     def _check_seen(self, snapshots_us: Sequence[int]) -> None:
         for i, stored in enumerate(self._sample["seen_video_ids"].to_pylist()):
             rows = self._own.slice(self._own.before(self._users[i], snapshots_us[i]))
-            watched = {self._lookups.of_video(video, "video") for video in rows["video_id"].unique().to_pylist()}
-            expected = sorted(watched - {None, 0})
+            watched = {self._lookups.position(video) for video in rows["video_id"].unique().to_pylist()}
+            expected = sorted(position + 1 for position in watched if position is not None)
             if stored != expected:
                 raise self._leak(i, "seen_video_ids", stored, expected, "from the log")
 

@@ -275,12 +275,14 @@ def _watch_column(feature: ContextFeature, spec: FeatureSpec, vocabulary_sizes: 
     else:
         rows, size = tf.identity, _size(feature, spec, vocabulary_sizes, watched.name)
 
+    continuous = watched.kind == Kind.CONTINUOUS
+    missing = size if continuous else 0
+
     def steps(features: Features) -> tf.Tensor:
         events, request, lengths = rows(features[watched.name]), rows(features[name]), history_lengths(features)
-        request = tf.where(request == 0, at_request(of_last_event(events), lengths), request)
+        request = tf.where(request == missing, at_request(of_last_event(events, missing), lengths), request)
         return of_next_event(events, request, lengths)
 
-    continuous = watched.kind == Kind.CONTINUOUS
     return ContextColumn(feature, size, lambda features: rows(features[watched.name]), steps, continuous)
 
 

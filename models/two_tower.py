@@ -5,10 +5,10 @@ layers follow, each half as wide as the one below; depth 0 is one linear layer. 
 own, "a separate output video embedding". Query and video vector meet in a dot product.
 
 Beyond the paper, attributes of a video (uploader, topics, ...) may be added to its output vector:
-v = E_out[video] + Σ over attributes of the average of E_attribute[rows]. A video without a class has the level that
-all watched videos share in place of E_out, and so a vector before its first watch (`models/new_videos.py`). In training
-E_out can be dropped at random (`id_dropout`), which makes the attribute vectors stand alone. And the last watches may
-have a way of their own into the query vector (`transitions`, see `models/factorized_transitions.py`).
+v = E_out[video] + Σ over attributes of the average of E_attribute[rows]. E_out of a video without a class is zero; for
+one uploaded too late for training more is expected (`models/new_videos.py`). In training E_out can be dropped at random
+(`id_dropout`), which makes the attribute vectors stand alone. And the last watches may have a way of their own into the
+query vector (`transitions`, see `models/factorized_transitions.py`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,7 +26,6 @@ from models.candidate_generator import CandidateGenerator
 from models.co_watch_embeddings import StartVectors
 from models.embeddings import EmbeddingTable, SharedEmbeddings, average, embedding_dimension
 from models.factorized_transitions import FactorizedTransitions, longest_history
-from models.new_videos import attribute_design, by_space, explain
 from models.sampled_softmax import Loss, softmax_loss
 from models.samplers import NegativeSamplerConfig
 from models.scaling import powers, scale
@@ -162,9 +161,6 @@ class VideoTower(tf_keras.layers.Layer):
             )
             self.attribute_rows[name].assign(rows)
             self.attribute_shapes[name] = list(rows.shape)
-        self.new_video_level = self.add_weight(
-            "new_video_level", shape=(config.dimension,), dtype=tf.float32, initializer="zeros", trainable=False
-        )
         self.built = True
 
     def attributes_of(self, rows: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -172,10 +168,10 @@ class VideoTower(tf_keras.layers.Layer):
         return {name: tf.nn.embedding_lookup(table, rows) for name, table in self.attribute_rows.items()}
 
     def call(self, rows: tf.Tensor, attributes: Mapping[str, tf.Tensor], training: bool = False) -> tf.Tensor:
-        """Vectors of videos of the vocabulary.
+        """Vectors of videos.
 
         Args:
-          rows: `[n]` int32, from 1.
+          rows: `[n]` int32, 0 for a video without a class.
           attributes: name -> `[n]` or `[n, length]` int32; further ones are not looked at.
           training: whether `id_dropout` is applied.
 
@@ -186,41 +182,10 @@ class VideoTower(tf_keras.layers.Layer):
         if training and self.config.id_dropout and self.spaces:
             kept = tf.random.uniform(tf.shape(rows)) >= self.config.id_dropout
             vectors *= tf.cast(kept, tf.float32)[:, tf.newaxis]
-        return self._with_attributes(vectors, attributes)
-
-    def of_any(self, rows: tf.Tensor, attributes: Mapping[str, tf.Tensor]) -> tf.Tensor:
-        """As `call`, of videos without a class (row 0) too; zeros of one without attributes: nothing is known of it."""
-        known = tf.zeros_like(rows, tf.bool)
-        for name in self.spaces:
-            known |= tf.reduce_any(tf.reshape(attributes[name], [tf.shape(rows)[0], -1]) != 0, axis=1)
-        new = tf.cast((rows == 0) & known, tf.float32)[:, tf.newaxis]
-        own = tf.cast(self.video_table(rows), tf.float32) + new * self.new_video_level
-        return self._with_attributes(own, attributes)
-
-    def _with_attributes(self, vectors: tf.Tensor, attributes: Mapping[str, tf.Tensor]) -> tf.Tensor:
         for name, space in self.spaces.items():
             table, values = self.attribute_tables[space], attributes[name]
             vectors += tf.cast(table(values) if values.shape.rank == 1 else table.bag(values), tf.float32)
         return tf.math.l2_normalize(vectors, axis=1) if self.config.normalized else vectors
-
-    def expect_new_videos(self, labels: np.ndarray) -> None:
-        """Moves what attributes explain of E_out into their vectors; see `models/new_videos.py`.
-
-        Args:
-          labels: `[num_classes]`, how many training labels each video had.
-        """
-        if not self.spaces or not labels.any():
-            return
-        sizes = {space: table.vocabulary_size for space, table in self.attribute_tables.items()}
-        rows = {name: tf.convert_to_tensor(rows).numpy()[1:] for name, rows in self.attribute_rows.items()}
-        design = attribute_design(rows, self.spaces, sizes)
-        own = tf.convert_to_tensor(self.video_table.embeddings).numpy()
-        level, effects = explain(own[1:], design, labels)
-        own[1:] -= design @ effects
-        self.video_table.embeddings.assign(own)
-        self.new_video_level.assign(level)
-        for table, added in zip(self.attribute_tables.values(), by_space(effects, list(sizes.values())), strict=True):
-            table.embeddings.assign(tf.convert_to_tensor(table.embeddings) + added)
 
 
 class TwoTower(CandidateGenerator):
@@ -325,17 +290,7 @@ class TwoTower(CandidateGenerator):
 
     def video_embeddings(self, columns: Mapping[str, tf.Tensor]) -> tf.Tensor:
         self.require_dot_products()
-        return self.video_tower.of_any(columns["video"], columns)
-
-    def expect_new_videos(self, labels: np.ndarray) -> None:
-        """Gives videos without a class the vectors that their attributes let expect; once, after training.
-
-        The vectors of videos of the vocabulary stay as they are, but for rounding.
-
-        Args:
-          labels: `[num_classes]`, how many training labels each video had.
-        """
-        self.video_tower.expect_new_videos(labels)
+        return self.video_tower(columns["video"], columns)
 
     @property
     def video_attributes(self) -> tuple[str, ...]:

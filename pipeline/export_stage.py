@@ -128,7 +128,7 @@ def _export_generator(run: Run, name: str) -> list[Path]:
     raw_features = RawFeatures(spec, encoder, run.config.features, run.split.utc_offset_s)
     counts = Vocabulary.read(run.features / "vocabularies" / "video.parquet").counts
     watches = np.concatenate([[0], counts])[encoder.catalogue["video"].to_numpy()]
-    vectors = catalogue_vectors(generator, encoder)
+    vectors = catalogue_vectors(generator, encoder, run.split)
     videos = VideoVectors(
         np.array(encoder.catalogue["video_id"].to_pylist(), object),
         vectors,

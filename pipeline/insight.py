@@ -99,7 +99,7 @@ def _worth(
     names = [feature.name for feature in generator.config.context if feature.name not in generator.left_out]
     if not names:
         return {}
-    vectors, config = catalogue_vectors(generator, run.encoder), run.config.evaluation.retrieval
+    vectors, config = catalogue_vectors(generator, run.encoder, run.split), run.config.evaluation.retrieval
     with_all = evaluate_retrieval(scorer(query_vectors(generator, columns), vectors), targets, config)
     worth = {}
     for name in names:

@@ -84,7 +84,7 @@ def fit_generator(run: Run, name: str, spec: FeatureSpec | None = None, keep: bo
             model.start_from(start)
         return model
 
-    trained = train(
+    return train(
         build,
         columns.train,
         config.training,
@@ -103,9 +103,6 @@ def fit_generator(run: Run, name: str, spec: FeatureSpec | None = None, keep: bo
         ),
         keep=keep,
     )
-    if isinstance(trained.model, TwoTower):
-        trained.model.expect_new_videos(_label_counts(columns.train, sizes["video"]))
-    return trained
 
 
 def train_ranker(run: Run) -> None:
@@ -204,14 +201,9 @@ def _negatives(run: Run, config: GeneratorConfig, columns: ExampleColumns, of_se
         watches = watch_counts(run)
         if of_sequences:  # nearly every watch is the label of a step
             return attach_label_probability(watches)
-        return attach_label_probability(_label_counts(columns, len(watches)))
+        labels = columns.examples.read(Part.TRAIN, [LABEL])[LABEL].to_numpy()
+        return attach_label_probability(np.bincount(labels, minlength=len(watches) + 1)[1:])
     return None
-
-
-def _label_counts(columns: ExampleColumns, num_videos: int) -> np.ndarray:
-    """int64 `[classes]`: how often each video of the vocabulary is a label of the training part."""
-    labels = columns.examples.read(Part.TRAIN, [LABEL])[LABEL].to_numpy()
-    return np.bincount(labels, minlength=num_videos + 1)[1:]
 
 
 def _retrieval_map(columns: ExampleColumns) -> Callable[[Any], dict[str, float]]:

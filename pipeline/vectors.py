@@ -1,20 +1,32 @@
 """Vectors as at serving: of a part's queries, and of all videos of the catalogue in the order of the index."""
 
+from collections.abc import Mapping
+
 import numpy as np
 import tensorflow as tf
+from scipy.sparse import csr_matrix
 
 from features.encoding import Encoder, padded_rows
 from features.spec import Feature
+from features.splits import Split
 from models.candidate_generator import CandidateGenerator
+from models.new_videos import NEW_DAYS, attribute_design, expected_vectors
 from pipeline.evaluation.retrieval_metrics import Scorer
 from pipeline.input_pipeline import ExampleColumns
 from pipeline.retrieval_validation import class_vectors, tower_inputs
 
 _AT_ONCE = 65_536
+_US_PER_DAY = 86_400_000_000
 
 
-def catalogue_vectors(generator: CandidateGenerator, encoder: Encoder) -> np.ndarray:
-    """float32 `[videos, dimension]`; a video without a class has what its attributes give it."""
+def catalogue_vectors(generator: CandidateGenerator, encoder: Encoder, split: Split) -> np.ndarray:
+    """float32 `[videos, dimension]`; a video without a class has what its attributes give it.
+
+    Args:
+      generator: the trained model.
+      encoder: of its run.
+      split: of its run; tells which videos without a class are new (`models/new_videos.py`).
+    """
     columns = {"video": padded_rows(encoder.catalogue["video"])}
     columns |= {name: attribute_rows(encoder, generator.spec[name]) for name in generator.video_attributes}
     parts = [
@@ -24,7 +36,29 @@ def catalogue_vectors(generator: CandidateGenerator, encoder: Encoder) -> np.nda
         ).numpy()
         for start in range(0, len(columns["video"]), _AT_ONCE)
     ]
-    return np.concatenate(parts)
+    vectors = np.concatenate(parts)
+    new = _new_videos(encoder, split)
+    counts = encoder.vocabularies["video"].counts
+    if generator.video_attributes and len(new) and counts.any():
+        design = _design(generator, encoder, columns)
+        known = np.flatnonzero(columns["video"])
+        watches = counts[columns["video"][known] - 1]
+        vectors[new] = expected_vectors(vectors[known], design[known], watches, design[new])
+    return vectors
+
+
+def _new_videos(encoder: Encoder, split: Split) -> np.ndarray:
+    """int64 `[n]`: positions of those without a class that had no time to be watched in the training data."""
+    if encoder.videos.upload_us is None:
+        return np.array([], np.int64)
+    late = encoder.videos.upload_us[:-1] >= split.fit_end_us - NEW_DAYS * _US_PER_DAY
+    return np.flatnonzero(late & (padded_rows(encoder.catalogue["video"]) == 0))
+
+
+def _design(generator: CandidateGenerator, encoder: Encoder, columns: Mapping[str, np.ndarray]) -> csr_matrix:
+    spaces = {name: str(generator.spec[name].id_space) for name in generator.video_attributes}
+    sizes = {space: encoder.vocabularies[space].size for space in spaces.values()}
+    return attribute_design({name: columns[name] for name in spaces}, spaces, sizes)
 
 
 def attribute_rows(encoder: Encoder, feature: Feature) -> np.ndarray:

@@ -9,9 +9,9 @@ One example has one relevant video: the next watch. With r its rank among all vi
 Each is averaged over a user's examples and then over users, so that heavy users count as much as others.
 
 The rank is pessimistic: r = 1 + the number of *other* videos with a score at least the target's, so a constant score
-ranks every target last. NaN counts as the lowest score. A target outside the catalogue's columns is a miss. Every
-metric is given twice: among all videos, and with the videos watched before removed ("unwatched"); there, a target that
-was itself watched before cannot be recommended and is a miss.
+ranks every target last. A target outside the catalogue's columns, or with a score of −inf (no candidate) or NaN, is a
+miss. Every metric is given twice: among all videos, and with the videos watched before removed ("unwatched"); there, a
+target that was itself watched before cannot be recommended and is a miss.
 """
 
 from collections.abc import Callable, Sequence
@@ -118,19 +118,18 @@ def target_ranks(scores: np.ndarray, examples: RetrievalTargets) -> Ranks:
     n, videos = len(examples), examples.num_videos
     if scores.shape != (n, videos):
         raise DataError(f"retrieval scores: shape {scores.shape}; expected {(n, videos)} (examples, videos)")
-    known = examples.targets >= 0
-    target_columns = np.where(known, examples.targets, 0)
+    target_columns = np.maximum(examples.targets, 0)
     target_scores = scores[np.arange(n), target_columns]
-    last = ~(target_scores > -np.inf)  # NaN and -inf: nothing is below
+    known = (examples.targets >= 0) & (target_scores > -np.inf)
     # The target's own score is among those counted, which is the 1 of "1 + others". NaN of others is never.
     counted = (np.count_nonzero(row) for row in scores >= target_scores[:, None])  # by axis it takes ten times as long
-    among_all = np.where(last, videos, np.fromiter(counted, np.int64, n))
+    among_all = np.fromiter(counted, np.int64, n)
 
     watched = examples.watched.tocoo()
     of_example, columns = watched.coords
     present = watched.data != 0
     of_example, columns = of_example[present], columns[present]
-    not_below = last[of_example] | (scores[of_example, columns] >= target_scores[of_example])
+    not_below = scores[of_example, columns] >= target_scores[of_example]
     removed = np.bincount(of_example[not_below], minlength=n)
     rewatched = np.zeros(n, bool)
     rewatched[of_example[columns == target_columns[of_example]]] = True

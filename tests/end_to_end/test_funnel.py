@@ -16,17 +16,13 @@ import pytest
 from rich.console import Console
 
 from features.artifacts import MANIFEST, read_manifest
-from features.encoding import load_encoder
 from features.example_reader import ExampleSet
 from features.splits import PARTS
 from features.tables import read_table
-from models.two_tower import TwoTower
 from pipeline import config_file, evaluation_stage
 from pipeline.config import RunConfig
 from pipeline.evaluation.tree_features import RankingData
-from pipeline.model_folder import load_candidate_generator
 from pipeline.run import Run
-from pipeline.vectors import catalogue_vectors
 from tests.end_to_end.command_line import stages_run, stages_skipped, start, upnext
 from tests.end_to_end.conftest import Funnel
 
@@ -75,19 +71,6 @@ def test_every_row_is_accounted_for_from_raw_tables_to_examples(funnel: Funnel) 
         assert min(rows.values()) > 0
         assert counts["read"] == tables[table]["kept"]
         assert counts["read"] == sum(rows.values()) + sum(counts["left_out"].values())
-
-
-def test_a_video_uploaded_since_the_training_competes_with_the_watched_ones(funnel: Funnel) -> None:
-    generator = load_candidate_generator(funnel.folder / "models/two_tower")
-    assert isinstance(generator, TwoTower)
-    encoder = load_encoder(funnel.folder / "features")
-    vectors = catalogue_vectors(generator, encoder)
-    new = encoder.catalogue["video"].to_numpy() == 0
-    assert new.any() and not new.all()
-    level = generator.video_tower.new_video_level.numpy()
-    assert np.linalg.norm(level) > 0
-    towards = vectors @ level
-    assert np.quantile(towards[~new], 0.02) < towards[new].mean() < np.quantile(towards[~new], 0.98)
 
 
 def test_the_reports_hold_the_models_their_peers_and_the_best_possible(funnel: Funnel) -> None:

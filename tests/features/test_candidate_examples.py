@@ -146,7 +146,8 @@ def test_training_labels_are_never_out_of_vocabulary_and_test_labels_may_be(tmp_
     test = parts[Part.TEST].select(["label", "watched_video_ids", "seen_video_ids"]).to_pylist()
     assert test == [
         {"label": 0, "watched_video_ids": [1], "seen_video_ids": [1]},
-        {"label": 1, "watched_video_ids": [1, 0], "seen_video_ids": [1]},  # an unknown watch is a step, but not a row
+        # An unknown watch is a step, but not a row; of the catalogue, after the vocabulary, it is the second video.
+        {"label": 1, "watched_video_ids": [1, 0], "seen_video_ids": [1, 2]},
     ]
 
 

@@ -189,6 +189,16 @@ def test_what_a_request_does_not_tell_is_that_of_the_last_watch():
     np.testing.assert_array_equal(steps[3], [1, 1, 2, 2, 1, 1])
 
 
+def test_a_number_that_a_request_does_not_tell_is_that_of_the_last_watch_too():
+    told = column("share").steps(tensors(batch())).numpy()
+    features = tensors(batch() | {"share": np.full(4, NAN, np.float32)})
+    steps = column("share").steps(features).numpy()
+    missing = column("share").size
+    assert steps[0, :4].tolist() == [4, 29, 17, 17]
+    assert steps[1, 0] == missing  # no watch yet
+    assert [steps[row, length] for row, length in ((2, 1), (3, 5))] == [told[2, 0], told[3, 4]]
+
+
 @pytest.mark.parametrize("name", ["time_delta", "watch_time", "watch_age", "time_of_week", "share"])
 def test_a_missing_value_starts_with_a_vector_that_says_nothing(name: str):
     missing = column(name).size

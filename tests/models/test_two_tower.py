@@ -11,7 +11,6 @@ from pydantic import ValidationError
 from features.errors import ConfigError
 from features.spec import Feature, FeatureSpec, Kind, Normaliser, Side
 from models.lazy_adam import LazyAdam
-from models.new_videos import attribute_design, explain
 from models.sampled_softmax import Loss
 from models.samplers import LABEL_EXPECTED_COUNT, NEGATIVES, NEGATIVES_EXPECTED_COUNT
 from models.two_tower import TwoTower, TwoTowerConfig
@@ -36,7 +35,6 @@ ATTRIBUTES = {
     "uploader": np.array([0, 1, 1, 2, 2, 0]),
     "topics": np.array([[0, 0], [1, 0], [1, 2], [3, 4], [4, 0], [0, 0]]),
 }
-LABELS = np.array([4, 1, 2, 3, 0])  # of each video of the vocabulary
 BATCH = {
     "watched_video_ids": tf.constant([[1, 2, 0, 0], [0, 0, 0, 0]]),
     "region": tf.constant([3, 0]),
@@ -121,53 +119,6 @@ def test_a_new_video_has_the_vector_of_its_attributes_and_a_known_one_its_class_
     np.testing.assert_allclose(vectors[0], uploader[2] + topic[3], rtol=1e-6)
     np.testing.assert_allclose(vectors[1], model.class_embeddings(tf.constant([3]))[0], rtol=1e-6)
     assert model.video_attributes == ("uploader", "topics")
-
-
-def of_videos(model: TwoTower, video: list[int], uploader: list[int], topics: list[list[int]]) -> np.ndarray:
-    columns = {"video": np.array(video), "uploader": np.array(uploader), "topics": np.array(topics)}
-    return model.video_embeddings({name: tf.constant(rows, tf.int32) for name, rows in columns.items()}).numpy()
-
-
-def test_known_videos_keep_their_vectors_and_new_ones_get_the_level_and_what_their_attributes_explain():
-    model = small()
-    classes = tf.range(1, 6)
-    before = model.class_embeddings(classes).numpy()
-    tower = model.video_tower
-    own, uploader, topic = (
-        table.embeddings.numpy()
-        for table in (tower.video_table, *(tower.attribute_tables[space] for space in ("uploader", "topic")))
-    )
-    new = of_videos(model, [0], [2], [[3, 0]])
-    np.testing.assert_allclose(new[0], uploader[2] + topic[3], rtol=1e-5)
-    model.expect_new_videos(LABELS)
-    np.testing.assert_allclose(model.class_embeddings(classes), before, rtol=1e-4, atol=1e-5)
-    rows = {name: of_classes[1:] for name, of_classes in ATTRIBUTES.items()}
-    design = attribute_design(rows, {"uploader": "uploader", "topics": "topic"}, {"topic": 4, "uploader": 2})
-    level, effects = explain(own[1:], design, LABELS)
-    expected = level + uploader[2] + topic[3] + effects[2] + effects[4 + 1]
-    np.testing.assert_allclose(of_videos(model, [0], [2], [[3, 0]])[0], expected, rtol=1e-4, atol=1e-5)
-
-
-def test_a_new_video_of_which_nothing_is_known_has_no_vector_and_unknown_attributes_add_nothing():
-    model = small()
-    model.expect_new_videos(LABELS)
-    level = model.video_tower.new_video_level.numpy()
-    vectors = of_videos(model, [0, 0], [0, 1], [[0, 0], [0, 0]])
-    np.testing.assert_array_equal(vectors[0], np.zeros(4))
-    uploader = model.video_tower.attribute_tables["uploader"].embeddings.numpy()
-    np.testing.assert_allclose(vectors[1], level + uploader[1], rtol=1e-5)
-    assert np.any(level != 0)
-
-
-def test_without_labels_or_attributes_nothing_changes():
-    model = small()
-    weights = [weight.numpy() for weight in model.video_tower.weights]
-    model.expect_new_videos(np.zeros(5, int))
-    for weight, before in zip(model.video_tower.weights, weights, strict=True):
-        np.testing.assert_array_equal(weight, before)
-    alone = TwoTower(model.config, model.spec, model.vocabulary_sizes)
-    alone.expect_new_videos(LABELS)
-    np.testing.assert_array_equal(alone.video_embeddings({"video": tf.constant([0])}), np.zeros((1, 4)))
 
 
 def test_id_dropout_leaves_attributes_alone_and_is_for_training_only():

@@ -165,13 +165,13 @@ class RetrievalExamples:
         """Examples from a candidate-generation example set (validation or test).
 
         Args:
-          table: columns `user_id`, `seen_video_ids` and the `history` lists.
+          table: columns `user_id`, `seen_video_ids` (score columns + 1) and the `history` lists.
           targets: `[n]` score columns of the labels, −1 where a label has none.
           columns_of_rows: `[vocabulary rows]` the score column of each row; row 0 is −1.
           num_videos: number of score columns.
           history: the feature with the watches, oldest to newest.
         """
-        seen = Histories.from_lists(table["seen_video_ids"], columns_of_rows)
+        seen = Histories.from_lists(table["seen_video_ids"], np.arange(num_videos + 1) - 1)
         wanted = RetrievalTargets(np.asarray(table["user_id"]), targets, seen.matrix(num_videos))
         return RetrievalExamples(wanted, Histories.from_lists(table[history], columns_of_rows))
 
@@ -179,8 +179,8 @@ class RetrievalExamples:
     def over_catalogue(table: pa.Table, encoder: Encoder) -> "RetrievalExamples":
         """As `from_table`, the score columns being the videos of the catalogue.
 
-        A label without a class, uploaded since the training, is a target too. Histories are of videos of the
-        vocabulary.
+        Labels and watched videos without a class, uploaded since the training, count too. Histories, which the peers
+        read, are of videos of the vocabulary.
         """
         rows = encoder.catalogue["video"].to_numpy()
         # The catalogue begins with the videos of the vocabulary in the order of their rows.

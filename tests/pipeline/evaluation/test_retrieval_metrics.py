@@ -44,15 +44,17 @@ def test_a_constant_score_ranks_every_target_last():
     np.testing.assert_array_equal(rank_examples(lambda rows: np.ones((2, 3))[rows], targets).among_all, [3, 3])
 
 
-def test_nan_is_the_lowest_score_for_target_and_others():
+def test_a_target_without_a_score_is_a_miss_and_another_video_without_one_is_below():
     nan = np.nan
     ranks = target_ranks(np.array([[nan, 0.0, 1.0], [0.0, nan, 1.0]]), examples([1, 2], [0, 0], np.zeros((2, 3))))
-    np.testing.assert_array_equal(ranks.among_all, [3, 2])
+    np.testing.assert_array_equal(ranks.among_all, [MISS, 2])
 
 
-def test_all_nan_or_minus_infinity_is_no_perfect_score():
-    scores = np.array([[np.nan] * 3, [-np.inf] * 3])
-    np.testing.assert_array_equal(target_ranks(scores, examples([1, 2], [1, 1], np.zeros((2, 3)))).among_all, [3, 3])
+def test_a_video_that_a_generator_never_answers_is_a_miss_however_few_videos_there_are():
+    scores = np.array([[0.0, -np.inf, 1.0], [-np.inf] * 3, [np.nan] * 3])
+    ranks = target_ranks(scores, examples([1, 2, 3], [1, 1, 1], np.array([[1, 0, 1], [0, 0, 0], [0, 0, 0]])))
+    np.testing.assert_array_equal(ranks.among_all, [MISS] * 3)
+    np.testing.assert_array_equal(ranks.among_unwatched, [MISS] * 3)
 
 
 @settings(max_examples=60)
@@ -68,9 +70,10 @@ def test_ranks_equal_a_double_loop(data):
     found = rank_examples(lambda rows: scores[rows], examples(np.arange(n), targets, seen), chunk_size=2)
     for i, target in enumerate(targets):
         of = [-np.inf if np.isnan(s) else s for s in scores[i]]
-        above = [j for j in range(videos) if j != target and target >= 0 and of[j] >= of[target]]
-        assert found.among_all[i] == (1 + len(above) if target >= 0 else MISS)
-        hit = target >= 0 and not seen[i, target]
+        scored = target >= 0 and of[target] > -np.inf
+        above = [j for j in range(videos) if scored and j != target and of[j] >= of[target]]
+        assert found.among_all[i] == (1 + len(above) if scored else MISS)
+        hit = scored and not seen[i, target]
         assert found.among_unwatched[i] == (1 + sum(not seen[i, j] for j in above) if hit else MISS)
 
 

@@ -80,13 +80,13 @@ def test_a_label_uploaded_since_the_training_is_a_target_among_the_videos_of_the
             "user_id": ["u", "u", "w"],
             "label_video_id": ["a", "new", "deleted"],
             "watched_video_ids": pa.array([[1], [], [2]], pa.list_(pa.int32())),
-            "seen_video_ids": pa.array([[1], [2], [2]], pa.list_(pa.int32())),
+            "seen_video_ids": pa.array([[1], [2, 3], [2]], pa.list_(pa.int32())),
         }
     )
     encoder = Encoder({}, catalogue, VideoTable({}))
     examples = RetrievalExamples.over_catalogue(table, encoder)
     np.testing.assert_array_equal(examples.targets.targets, [1, 2, -1])
-    np.testing.assert_array_equal(examples.targets.watched.toarray(), [[1, 0, 0], [0, 1, 0], [0, 1, 0]])
+    np.testing.assert_array_equal(examples.targets.watched.toarray(), [[1, 0, 0], [0, 1, 1], [0, 1, 0]])
     np.testing.assert_array_equal(examples.histories.last, [0, -1, 1])
 
 

@@ -1,0 +1,74 @@
+"""Vectors of all videos of the catalogue, as they are exported and evaluated."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import tensorflow as tf
+
+from features.encoding import Encoder
+from features.event_windows import ORDER_ONLY
+from features.history import VideoTable
+from features.spec import Feature, FeatureSpec, Kind, Side
+from features.splits import Split
+from features.vocabulary import Vocabulary
+from models.new_videos import attribute_design, expected_vectors
+from models.two_tower import TwoTower, TwoTowerConfig
+from pipeline.vectors import catalogue_vectors, represented
+
+DAY_US = 86_400_000_000
+T0_US = 100 * DAY_US
+SPLIT = Split(T0_US - 4 * DAY_US, T0_US - 4 * DAY_US, T0_US, T0_US, 0.0, 0, True)
+WATCHED = Feature("watched_video_ids", Kind.CATEGORICAL, Side.QUERY, "history.watched_video_ids", "video", 4)
+UPLOADER = Feature("uploader", Kind.CATEGORICAL, Side.IMPRESSION, "videos.uploader_id", "uploader")
+SPEC = FeatureSpec((WATCHED, UPLOADER))
+COUNTS = np.array([8, 2])
+UPLOADERS = [1, 2, 2, 2, 0, 2]  # the third of its videos is new, the others without a class are not
+UPLOADED_US = [0, T0_US, T0_US - DAY_US, T0_US - DAY_US - 1, T0_US, ORDER_ONLY]
+
+
+def encoder(upload_us: list[int] | None) -> Encoder:
+    catalogue = pa.table(
+        {
+            "video_id": [f"v{i}" for i in range(6)],
+            "video": pa.array([1, 2, 0, 0, 0, 0], pa.int32()),
+            "uploader_id": pa.array(UPLOADERS, pa.int32()),
+        }
+    )
+    vocabularies = {
+        "video": Vocabulary(pa.array(["v0", "v1"]), COUNTS),
+        "uploader": Vocabulary(pa.array(["a", "b"]), COUNTS),
+    }
+    rows = {"video": np.array([1, 2, 0, 0, 0, 0, 0], np.int32)}
+    times = None if upload_us is None else np.array([*upload_us, ORDER_ONLY])
+    return Encoder(vocabularies, catalogue, VideoTable(rows, upload_us=times))
+
+
+@pytest.fixture
+def generator() -> TwoTower:
+    config = TwoTowerConfig(dimension=4, depth=0)
+    return TwoTower(config, SPEC, {"video": 2, "uploader": 2}, {"uploader": np.array([0, *UPLOADERS[:2]])})
+
+
+def test_a_video_that_had_no_time_to_be_watched_gets_what_its_attributes_let_expect(generator: TwoTower) -> None:
+    vectors = catalogue_vectors(generator, encoder(UPLOADED_US), SPLIT)
+    classes = generator.class_embeddings(tf.constant([1, 2])).numpy()
+    of_uploader = generator.video_tower.attribute_tables["uploader"].embeddings.numpy()
+    np.testing.assert_allclose(vectors[:2], classes, rtol=1e-6)
+    rows = {"uploader": np.array(UPLOADERS)}
+    design = attribute_design(rows, {"uploader": "uploader"}, {"uploader": 2})
+    np.testing.assert_allclose(vectors[2:3], expected_vectors(classes, design[:2], COUNTS, design[2:3]), rtol=1e-6)
+    # Uploaded before, or nobody knows when: not watched for want of interest.
+    np.testing.assert_allclose(vectors[[3, 5]], of_uploader[[2, 2]], rtol=1e-6)
+    assert represented(vectors).tolist() == [True, True, True, True, False, True]
+
+
+def test_without_upload_times_no_video_is_new(generator: TwoTower) -> None:
+    of_uploader = generator.video_tower.attribute_tables["uploader"].embeddings.numpy()
+    vectors = catalogue_vectors(generator, encoder(None), SPLIT)
+    np.testing.assert_allclose(vectors[2:], of_uploader[[2, 2, 0, 2]] * [[1], [1], [0], [1]], rtol=1e-6)
+
+
+def test_videos_have_the_vectors_of_their_classes_alone_where_the_model_has_no_attributes() -> None:
+    alone = TwoTower(TwoTowerConfig(dimension=4, depth=0), SPEC, {"video": 2, "uploader": 2})
+    vectors = catalogue_vectors(alone, encoder(UPLOADED_US), SPLIT)
+    assert represented(vectors).tolist() == [True, True, False, False, False, False]

@@ -158,7 +158,7 @@ class RecBole:
 
 
 def ranks_of_scores(scores: np.ndarray, targets: RetrievalTargets) -> Ranks:
-    """Ranks of the targets by scores `[examples, classes]`; videos of the catalogue without a class come last."""
+    """Ranks of the targets by scores `[examples, classes]`; videos of the catalogue without a class are misses."""
     return rank_examples(_over_catalogue(scores, targets.num_videos), targets)
 
 

@@ -63,9 +63,9 @@ def test_ranks_of_scores_put_videos_without_a_class_last_and_count_ties_against_
     assert ranks.among_unwatched.tolist() == [1, 2, MISS]
 
 
-def test_a_video_recbole_was_never_given_is_ranked_last() -> None:
+def test_a_video_recbole_was_never_given_is_a_miss() -> None:
     targets = RetrievalTargets(np.array(["ann"]), np.array([0]), sp.csr_matrix((1, 3)))
-    assert ranks_of_scores(np.array([[-np.inf, 0.2, -5.0]], np.float32), targets).among_all.tolist() == [3]
+    assert ranks_of_scores(np.array([[-np.inf, 0.2, -5.0]], np.float32), targets).among_all.tolist() == [MISS]
 
 
 SCORING = """

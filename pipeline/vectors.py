@@ -11,12 +11,12 @@ from features.spec import Feature
 from features.splits import Split
 from models.candidate_generator import CandidateGenerator
 from models.new_videos import NEW_DAYS, attribute_design, expected_vectors
+from pipeline.evaluation.baselines.interactions import US_PER_DAY
 from pipeline.evaluation.retrieval_metrics import Scorer
 from pipeline.input_pipeline import ExampleColumns
 from pipeline.retrieval_validation import class_vectors, tower_inputs
 
 _AT_ONCE = 65_536
-_US_PER_DAY = 86_400_000_000
 
 
 def catalogue_vectors(generator: CandidateGenerator, encoder: Encoder, split: Split) -> np.ndarray:
@@ -51,7 +51,7 @@ def _new_videos(encoder: Encoder, split: Split) -> np.ndarray:
     """int64 `[n]`: positions of those without a class that had no time to be watched in the training data."""
     if encoder.videos.upload_us is None:
         return np.array([], np.int64)
-    late = encoder.videos.upload_us[:-1] >= split.fit_end_us - NEW_DAYS * _US_PER_DAY
+    late = encoder.videos.upload_us[:-1] >= split.fit_end_us - NEW_DAYS * US_PER_DAY
     return np.flatnonzero(late & (padded_rows(encoder.catalogue["video"]) == 0))
 
 

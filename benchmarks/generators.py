@@ -22,7 +22,7 @@ from pipeline.evaluation.retrieval_metrics import Ranks, RetrievalTargets, evalu
 from pipeline.input_pipeline import ExampleColumns
 from pipeline.model_stages import fit_generator
 from pipeline.run import GENERATOR, SEQUENCES, Run
-from pipeline.vectors import catalogue_vectors, class_scorer, query_vectors, scorer
+from pipeline.vectors import class_scorer, query_vectors, scorer, trained_vectors
 
 READ = ("features/vocabularies", "features/catalogue", "examples/candidate_generation")
 MAP = "MAP@20"
@@ -149,14 +149,14 @@ class HeldOutWatches:
         return retrieval_examples(self.run, Part.TEST).targets
 
     def ranks(self, model: CandidateGenerator) -> Ranks:
-        """Ranks of the labels by a trained model."""
+        """Ranks of the labels by a trained model, as in the papers: a video uploaded since has no vector of its own."""
         features = SEQUENCES if isinstance(model, SequenceGenerator) else GENERATOR
         columns = ExampleColumns(ExampleSet(self.run.examples(features)), (Part.TEST,), ())
         encoder = self.run.encoder
         if not model.softmax.dot_products:
             return rank_examples(class_scorer(model, columns, len(encoder.catalogue)), self.targets)
         queries = query_vectors(model, columns)
-        return rank_examples(scorer(queries, catalogue_vectors(model, encoder, self.run.split)), self.targets)
+        return rank_examples(scorer(queries, trained_vectors(model, encoder)), self.targets)
 
     def map(self, answers: Mapping[str, np.ndarray]) -> Measurement:
         """MAP among all videos, averaged over users."""

@@ -51,15 +51,13 @@ def refuse_unfit(feature: Feature, columns: Columns, model: Model) -> None:
             f"{where}: {feature.source} is a list of numbers, which sequence_generator alone can have, found {model}"
         )
     if model in GENERATORS and feature.side == Side.IMPRESSION:
-        _refuse_unfit_attribute(feature, where, model)
+        _refuse_unfit_attribute(feature, where)
     if model in GENERATORS and feature.normaliser == Normaliser.QUANTILE:
         raise ConfigError(f"{where}: a candidate generator has no quantiles; set normaliser: scale with low and high")
 
 
-def _refuse_unfit_attribute(feature: Feature, where: str, model: Model) -> None:
-    """Raises ConfigError where a feature is no attribute that a generator can add to its video vectors."""
-    if model == "sequence_generator":
-        raise ConfigError(f"{where}: video vectors of sequence models have no attributes; found side: impression")
+def _refuse_unfit_attribute(feature: Feature, where: str) -> None:
+    """Raises ConfigError where a feature is no attribute that a generator's video vectors can be made of."""
     if feature.kind != Kind.CATEGORICAL or not feature.source.startswith("videos."):
         raise ConfigError(
             f"{where}: an attribute of a candidate generator's video vectors is a categorical column of videos, found "

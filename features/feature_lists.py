@@ -137,8 +137,7 @@ def default_candidate_features(columns: Columns, config: FeatureListConfig = DEF
         _number("age", "users.age", scale, high=config.oldest_age_years),
         _example_age(config),
         _bag("recent_watched_video_ids", "history.watched_video_ids", "video", config.max_recent_videos),
-        _id("uploader", "videos.uploader_id", "uploader", Side.IMPRESSION),
-        _bag("topics", "videos.topics", "topic", config.max_topics, Side.IMPRESSION),
+        *_attributes(config),
     ]
     return _choose("candidate_generator", defaults, columns, config)
 
@@ -146,7 +145,8 @@ def default_candidate_features(columns: Columns, config: FeatureListConfig = DEF
 def default_sequence_features(columns: Columns, config: FeatureListConfig = DEFAULTS) -> FeatureList:
     """The inputs of generators of sequences (Beutel et al. 2018, section 5.3; Tang et al. 2019, equation 1).
 
-    Lists are beside each other, one entry for each watch; `page` and `device` are also the request's own context.
+    Lists are beside each other, one entry for each watch; `page` and `device` are also the request's own context. No
+    model reads the impression features: of them new videos have their vectors (`models/new_videos.py`).
 
     Raises:
       ConfigError: a configured feature needs a column that the tables do not have.
@@ -164,6 +164,7 @@ def default_sequence_features(columns: Columns, config: FeatureListConfig = DEFA
         _id("page", "request.page"),
         _id("device", "request.device"),
         _example_age(config),
+        *_attributes(config),
     ]
     return _choose("sequence_generator", defaults, columns, config)
 
@@ -188,8 +189,7 @@ def default_ranking_features(columns: Columns, config: FeatureListConfig = DEFAU
         _id("hour", "request.hour"),
         *[_number(column, f"users.{column}") for column in ("gender", "age", "logged_in")],
         _id("impression_video_id", "videos.video_id", "clicked_video", impression),
-        _id("uploader", "videos.uploader_id", "uploader", impression),
-        _bag("topics", "videos.topics", "topic", config.max_topics, impression),
+        *_attributes(config),
         _id("video_language", "videos.language", "language", impression),
         _number("duration_s", "videos.duration_s", side=impression),
         *[
@@ -216,6 +216,13 @@ def default_feature_names() -> list[str]:
     lists = (default_candidate_features({}), default_sequence_features({}), default_ranking_features({}))
     kept = {feature.name for found in lists for feature in found.spec.features}
     return sorted(kept | {name for found in lists for name, _ in found.left_out})
+
+
+def _attributes(config: FeatureListConfig) -> tuple[Feature, Feature]:
+    return (
+        _id("uploader", "videos.uploader_id", "uploader", Side.IMPRESSION),
+        _bag("topics", "videos.topics", "topic", config.max_topics, Side.IMPRESSION),
+    )
 
 
 def _example_age(config: FeatureListConfig) -> Feature:

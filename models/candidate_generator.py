@@ -104,7 +104,7 @@ class CandidateGenerator(TrainedModel):
             `video_attributes` names, `[n]` or `[n, length]` int32 padded with 0.
 
         Returns:
-          `[n, dimension]` float32.
+          `[n, dimension]` float32; zeros for a video about which the generator knows nothing.
 
         Raises:
           ExportError: the generator's scores are not dot products with such vectors.
@@ -141,8 +141,8 @@ class CandidateGenerator(TrainedModel):
 
     @property
     def video_attributes(self) -> tuple[str, ...]:
-        """The features of videos that `video_embeddings` reads besides `video`."""
-        return ()
+        """The features of videos, besides `video`, that vectors of videos without a class are made of."""
+        return tuple(feature.name for feature in self.spec.side(Side.IMPRESSION))
 
     def call(self, features: Mapping[str, tf.Tensor], training: bool = False) -> tf.Tensor:
         """The query tower, as `query_embeddings`."""

@@ -1,9 +1,10 @@
 """Vectors of videos uploaded too late for training, from those of the videos with the same attributes.
 
-Beyond the papers. In the two-tower model v = E_out[video] + Σ over attributes of the average of E_attribute[rows], how
-much of a topic, or of the level that all watched videos share, comes to lie in E_out is left to the optimizer; a new
-video, which has the second part alone, is outscored by all others. Its vector is rather what a regression of the
-trained vectors on their attributes, each video weighing as many watches as it had, lets expect.
+Beyond the papers. A sequence model has vectors of the videos of its vocabulary alone. In the two-tower model v =
+E_out[video] + Σ over attributes of the average of E_attribute[rows], how much of a topic, or of the level that all
+watched videos share, comes to lie in E_out is left to the optimizer; a new video, which has the second part alone, is
+outscored by all others. Its vector is rather, in all generators, what a regression of the trained vectors on their
+attributes, each video weighing as many watches as it had, lets expect.
 
 That is right for a video that had no time to be watched. One that had it and was not is no average video: were the many
 videos of a catalogue that nobody watches expected to be, they would fill the lists (on a simulated platform with one of

@@ -20,23 +20,15 @@ _AT_ONCE = 65_536
 
 
 def catalogue_vectors(generator: CandidateGenerator, encoder: Encoder, split: Split) -> np.ndarray:
-    """float32 `[videos, dimension]`; a video without a class has what its attributes give it.
+    """float32 `[videos, dimension]`: `trained_vectors`, and of new videos those that their attributes let expect.
 
     Args:
       generator: the trained model.
       encoder: of its run.
       split: of its run; tells which videos without a class are new (`models/new_videos.py`).
     """
-    columns = {"video": padded_rows(encoder.catalogue["video"])}
-    columns |= {name: attribute_rows(encoder, generator.spec[name]) for name in generator.video_attributes}
-    parts = [
-        # Not traced: a graph for each look at the vectors costs more than its few gathers, and TensorFlow warns of it.
-        generator.video_embeddings(
-            {name: tf.constant(rows[start : start + _AT_ONCE]) for name, rows in columns.items()}
-        ).numpy()
-        for start in range(0, len(columns["video"]), _AT_ONCE)
-    ]
-    vectors = np.concatenate(parts)
+    columns = _columns(generator, encoder)
+    vectors = _embedded(generator, columns)
     new = _new_videos(encoder, split)
     counts = encoder.vocabularies["video"].counts
     if generator.video_attributes and len(new) and counts.any():
@@ -45,6 +37,31 @@ def catalogue_vectors(generator: CandidateGenerator, encoder: Encoder, split: Sp
         watches = counts[columns["video"][known] - 1]
         vectors[new] = expected_vectors(vectors[known], design[known], watches, design[new])
     return vectors
+
+
+def trained_vectors(generator: CandidateGenerator, encoder: Encoder) -> np.ndarray:
+    """float32 `[videos, dimension]`: the model's own, as in the papers.
+
+    A video without a class has the sum of its attributes' embeddings where the model has any, and zeros otherwise.
+    """
+    return _embedded(generator, _columns(generator, encoder))
+
+
+def _embedded(generator: CandidateGenerator, columns: Mapping[str, np.ndarray]) -> np.ndarray:
+    parts = [
+        # Not traced: a graph for each look at the vectors costs more than its few gathers, and TensorFlow warns of it.
+        generator.video_embeddings(
+            {name: tf.constant(rows[start : start + _AT_ONCE]) for name, rows in columns.items()}
+        ).numpy()
+        for start in range(0, len(columns["video"]), _AT_ONCE)
+    ]
+    return np.concatenate(parts)
+
+
+def _columns(generator: CandidateGenerator, encoder: Encoder) -> dict[str, np.ndarray]:
+    """What `video_embeddings` reads of all videos of the catalogue."""
+    columns = {"video": padded_rows(encoder.catalogue["video"])}
+    return columns | {name: attribute_rows(encoder, generator.spec[name]) for name in generator.video_attributes}
 
 
 def _new_videos(encoder: Encoder, split: Split) -> np.ndarray:

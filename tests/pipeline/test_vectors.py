@@ -8,12 +8,14 @@ import tensorflow as tf
 from features.encoding import Encoder
 from features.event_windows import ORDER_ONLY
 from features.history import VideoTable
-from features.spec import Feature, FeatureSpec, Kind, Side
+from features.spec import Feature, FeatureSpec, Kind, Normaliser, Side
 from features.splits import Split
 from features.vocabulary import Vocabulary
+from models.latent_cross import LatentCross, LatentCrossConfig
 from models.new_videos import attribute_design, expected_vectors
+from models.sampled_softmax import Loss
 from models.two_tower import TwoTower, TwoTowerConfig
-from pipeline.vectors import catalogue_vectors, represented
+from pipeline.vectors import catalogue_vectors, represented, trained_vectors
 
 DAY_US = 86_400_000_000
 T0_US = 100 * DAY_US
@@ -21,6 +23,7 @@ SPLIT = Split(T0_US - 4 * DAY_US, T0_US - 4 * DAY_US, T0_US, T0_US, 0.0, 0, True
 WATCHED = Feature("watched_video_ids", Kind.CATEGORICAL, Side.QUERY, "history.watched_video_ids", "video", 4)
 UPLOADER = Feature("uploader", Kind.CATEGORICAL, Side.IMPRESSION, "videos.uploader_id", "uploader")
 SPEC = FeatureSpec((WATCHED, UPLOADER))
+COUNT = Feature("watch_count", Kind.CONTINUOUS, Side.QUERY, "history.watch_count", normaliser=Normaliser.SCALE)
 COUNTS = np.array([8, 2])
 UPLOADERS = [1, 2, 2, 2, 0, 2]  # the third of its videos is new, the others without a class are not
 UPLOADED_US = [0, T0_US, T0_US - DAY_US, T0_US - DAY_US - 1, T0_US, ORDER_ONLY]
@@ -49,14 +52,17 @@ def generator() -> TwoTower:
     return TwoTower(config, SPEC, {"video": 2, "uploader": 2}, {"uploader": np.array([0, *UPLOADERS[:2]])})
 
 
+def expected_of_the_second_uploader(classes: np.ndarray) -> np.ndarray:
+    design = attribute_design({"uploader": np.array([*UPLOADERS[:2], 2])}, {"uploader": "uploader"}, {"uploader": 2})
+    return expected_vectors(classes, design[:2], COUNTS, design[2:])[0]
+
+
 def test_a_video_that_had_no_time_to_be_watched_gets_what_its_attributes_let_expect(generator: TwoTower) -> None:
     vectors = catalogue_vectors(generator, encoder(UPLOADED_US), SPLIT)
     classes = generator.class_embeddings(tf.constant([1, 2])).numpy()
     of_uploader = generator.video_tower.attribute_tables["uploader"].embeddings.numpy()
     np.testing.assert_allclose(vectors[:2], classes, rtol=1e-6)
-    rows = {"uploader": np.array(UPLOADERS)}
-    design = attribute_design(rows, {"uploader": "uploader"}, {"uploader": 2})
-    np.testing.assert_allclose(vectors[2:3], expected_vectors(classes, design[:2], COUNTS, design[2:3]), rtol=1e-6)
+    np.testing.assert_allclose(vectors[2], expected_of_the_second_uploader(classes), rtol=1e-6)
     # Uploaded before, or nobody knows when: not watched for want of interest.
     np.testing.assert_allclose(vectors[[3, 5]], of_uploader[[2, 2]], rtol=1e-6)
     assert represented(vectors).tolist() == [True, True, True, True, False, True]
@@ -72,3 +78,16 @@ def test_videos_have_the_vectors_of_their_classes_alone_where_the_model_has_no_a
     alone = TwoTower(TwoTowerConfig(dimension=4, depth=0), SPEC, {"video": 2, "uploader": 2})
     vectors = catalogue_vectors(alone, encoder(UPLOADED_US), SPLIT)
     assert represented(vectors).tolist() == [True, True, False, False, False, False]
+
+
+def test_a_sequence_model_answers_new_videos_and_no_other_it_has_not_met() -> None:
+    config = LatentCrossConfig(dimension=4, units=4, loss=Loss.FULL)
+    model = LatentCross(config, FeatureSpec((WATCHED, COUNT, UPLOADER)), {"video": 2, "uploader": 2})
+    vectors = catalogue_vectors(model, encoder(UPLOADED_US), SPLIT)
+    classes = model.class_embeddings(tf.constant([1, 2])).numpy()
+    np.testing.assert_allclose(vectors[:2], classes, rtol=1e-6)
+    np.testing.assert_allclose(vectors[2], expected_of_the_second_uploader(classes), rtol=1e-6)
+    assert represented(vectors).tolist() == [True, True, True, False, False, False]
+    # As in the papers it has vectors of its vocabulary alone, and its tower reads no attribute.
+    assert represented(trained_vectors(model, encoder(UPLOADED_US))).tolist() == [True, True] + [False] * 4
+    assert model.query_inputs == (WATCHED, COUNT)

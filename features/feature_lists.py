@@ -267,6 +267,11 @@ def _choose(model: Model, defaults: list[Feature], columns: Columns, config: Fea
         if model not in added.models:
             continue
         feature = added.feature()
+        if feature.name in (other.name for other in kept):
+            raise ConfigError(
+                f"configured feature {feature.name!r}: {model} has a feature of this name already; give yours another, "
+                f"or leave a default one out (features.without)"
+            )
         refuse_unfit(feature, columns, model)
         refuse_unfit_types(feature, columns, model)
         kept.append(feature)

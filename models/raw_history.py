@@ -16,6 +16,7 @@ from features.event_windows import ORDER_ONLY
 from features.history import Derivation
 
 UNKNOWN_VIDEO = -1  # catalogue position of an id that the catalogue does not hold, and of padding
+_FARTHEST_US = 4.6e18  # sums and differences of two of them are int64
 
 
 class RawWindow(NamedTuple):
@@ -60,12 +61,17 @@ class VideoColumns(NamedTuple):
 def microseconds(seconds: tf.Tensor) -> tf.Tensor:
     """float64 seconds since the epoch as int64 microseconds, `ORDER_ONLY` for NaN.
 
+    Times too far away for int64 are as far as differences of two of them can be.
+
     Rounded to the nearest: a microsecond of this century survives the way through float64 seconds, whose steps are a
     quarter of it.
     """
     known = ~tf.math.is_nan(seconds)
-    rounded = tf.cast(tf.round(tf.where(known, seconds, 0.0) * 1e6), tf.int64)
-    return tf.where(known, rounded, ORDER_ONLY)
+    return tf.where(known, _whole_microseconds(tf.where(known, seconds, 0.0)), ORDER_ONLY)
+
+
+def _whole_microseconds(seconds: tf.Tensor) -> tf.Tensor:
+    return tf.cast(tf.round(tf.clip_by_value(seconds * 1e6, -_FARTHEST_US, _FARTHEST_US)), tf.int64)
 
 
 def raw_window(
@@ -87,7 +93,7 @@ def raw_window(
       size: of the window.
       now_us: int64 `[B]`, the request's time, `ORDER_ONLY` where not known.
       time_s: float64 `[B, any]` seconds, NaN where not known; None: no event's time is known.
-      value: float32 `[B, any]`; None: not known.
+      value: float32 `[B, any]`, watch times or clicks; None, negative or not finite: not known.
     """
     given = tf.shape(ids)[1]
     if time_s is None:
@@ -95,6 +101,7 @@ def raw_window(
     else:
         time_us = microseconds(_fitted(time_s, given, np.nan))
     value = tf.fill(tf.shape(ids), np.float32(np.nan)) if value is None else _fitted(value, given, np.nan)
+    value = tf.where((value >= 0) & tf.math.is_finite(value), value, np.float32(np.nan))
     valid = (ids != "") & ((time_us < now_us[:, tf.newaxis]) | (now_us == ORDER_ONLY)[:, tf.newaxis])
     # The valid events move to the left, the earliest first (of equals the first one sent), and the last `size` stay.
     order = tf.math.top_k(tf.where(valid, -1 - time_us, tf.int64.min), given).indices  # -1 - t: no -t of ORDER_ONLY
@@ -222,7 +229,7 @@ def has_ended(watches: RawWindow, moment_us: tf.Tensor) -> tf.Tensor:
     """bool `[B, size]`: watches of known length that ended at `moment_us` (int64, broadcast), if known, or before."""
     length = tf.cast(watches.value, tf.float64)
     known = ~tf.math.is_nan(length)
-    length_us = tf.cast(tf.round(tf.where(known, length, 0.0) * 1e6), tf.int64)
+    length_us = _whole_microseconds(tf.where(known, length, 0.0))
     return known & ((watches.time_us + length_us <= moment_us) | (moment_us == ORDER_ONLY))
 
 

@@ -23,7 +23,7 @@ from pydantic import Field
 
 from features.errors import ConfigError
 from features.settings import Settings
-from features.spec import Feature, FeatureSpec
+from features.spec import Feature, FeatureSpec, Side
 from models.candidate_generator import (
     LABEL,
     LAST_WATCH,
@@ -131,7 +131,7 @@ class Events(NamedTuple):
 class SequenceGenerator(CandidateGenerator):
     """Base of the sequence models; see the module's text.
 
-    A batch has the features of the specification, among them `watched_video_ids` `[batch, L]` int32 (L > 0) and
+    A batch has the query features of the specification, among them `watched_video_ids` `[batch, L]` int32 (L > 0) and
     `watch_count` `[batch]` float32, and for training what `attach_step_labels` adds.
 
     Args:
@@ -170,7 +170,8 @@ class SequenceGenerator(CandidateGenerator):
                 )
         self.config = config
         self.vocabulary_sizes = dict(vocabulary_sizes)
-        columns, self.left_out = context_columns(config.context, spec, vocabulary_sizes, config.skip_absent)
+        read = FeatureSpec(spec.side(Side.QUERY))  # an attribute of videos may have the name of a context feature
+        columns, self.left_out = context_columns(config.context, read, vocabulary_sizes, config.skip_absent)
         self.columns_before = tuple(column for column in columns if column.feature.pre != Use.NONE)
         self.columns_after = tuple(column for column in columns if column.feature.post != Use.NONE)
 

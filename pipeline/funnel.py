@@ -255,10 +255,13 @@ def recommend_from(
     """Prints the list for one user from a finished run.
 
     Raises:
-      ConfigError: the user is no text.
+      ConfigError: the user, page or device is no text.
     """
-    if not user or user.encode(errors="replace").decode() != user:
-        raise ConfigError(f"--user: expected a user id, as UTF-8 text, found {user!r}; an unknown one may be any text")
+    if not user:
+        raise ConfigError("--user: expected a user id, found ''; an unknown one may be any text")
+    for option, value in (("user", user), ("page", page), ("device", device)):
+        if value and value.encode(errors="replace").decode() != value:
+            raise ConfigError(f"--{option}: expected UTF-8 text, found {value!r}; an unknown {option} may be any text")
     config = config_file.read_run(RunConfig, workdir)
     tables = workdir / "tables"
     for folder in (tables, *export_stage.models_to_recommend(workdir)):

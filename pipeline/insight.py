@@ -10,7 +10,7 @@ import numpy as np
 from rich.console import RenderableType
 
 from features.example_reader import ExampleSet
-from features.spec import Kind
+from features.spec import Kind, Side
 from features.splits import Part
 from features.vocabulary import Vocabulary
 from models.m3 import M3
@@ -88,7 +88,7 @@ def insight_of(run: Run, name: str, generator: SequenceGenerator | TwoTower, tar
     scored = run.config.evaluation.retrieval.max_examples
     columns = ExampleColumns(examples, (Part.TEST,), (), at_most=scored)
     worth = _worth(run, generator, columns, targets) if isinstance(generator, SequenceGenerator) else {}
-    gates = gate_means(generator, columns, _context_ids(run, generator)) if isinstance(generator, M3) else []
+    gates = gate_means(generator, columns, context_ids(run, generator)) if isinstance(generator, M3) else []
     return Insight(name, dependence, worth, gates)
 
 
@@ -108,13 +108,13 @@ def _worth(
     return worth
 
 
-def _context_ids(run: Run, generator: SequenceGenerator) -> dict[str, list[str]]:
+def context_ids(run: Run, generator: SequenceGenerator) -> dict[str, list[str]]:
     """Categorical context of the request -> its ids in the order of their rows."""
-    names = [feature.name for feature in generator.config.context if feature.name in generator.spec]
+    names = {feature.name for feature in generator.config.context}
     found = {}
-    for name in names:
-        feature = generator.spec[name]
-        if feature.kind == Kind.CATEGORICAL:
+    for feature in generator.spec.side(Side.QUERY):
+        name = feature.name
+        if name in names and feature.kind == Kind.CATEGORICAL:
             file = run.features / "vocabularies" / f"{feature.id_space}.parquet"
             found[name] = np.asarray(Vocabulary.read(file).ids.to_pylist(), object).tolist()
     return found

@@ -81,10 +81,13 @@ def refuse_absent_context(config: SequenceConfig, found: FeatureList, where: str
     Raises:
       ConfigError: context needs a feature that the run does not have, and `skip_absent` is not set.
     """
-    why = dict(found.left_out)
+    why = dict(found.left_out) | {
+        f.name: "an attribute of videos has this name" for f in found.spec.side(Side.IMPRESSION)
+    }
+    there = {feature.name for feature in found.spec.side(Side.QUERY)}
     for context in () if config.skip_absent else config.context:
         for name in features_needed(context):
-            if name not in found.spec:
+            if name not in there:
                 raise ConfigError(
                     f"{where}.context: {context.name!r} needs the feature {name!r}, which this run does not have "
                     f"({why.get(name, 'no default one; features.extra could add it')}); leave {context.name!r} out or "

@@ -79,7 +79,7 @@ def _design(generator: CandidateGenerator, encoder: Encoder, columns: Mapping[st
 
 
 def attribute_rows(encoder: Encoder, feature: Feature) -> np.ndarray:
-    """A feature of videos as the two-tower model reads it: int32 `[videos]`, or `[videos, longest]` padded with 0."""
+    """A feature of videos as generators read it: int32 `[videos]`, or `[videos, longest]` padded with 0."""
     return padded_rows(encoder.video_column(feature))[:-1]  # the last is of no video
 
 

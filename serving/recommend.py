@@ -208,7 +208,7 @@ class Recommender:
 
     def _unread(self, requests: pa.Table, request: Mapping[str, Any]) -> list[str]:
         """A note for each given column of the request that no model reads, or whose value none of them knows."""
-        given = {name: value for name, value in request.items() if value is not None}
+        given = {name: value for name, value in request.items() if value not in (None, "")}
         if not given:
             return []
         of_models = [self._call(fed, requests) for fed in self._fed]
@@ -219,7 +219,7 @@ class Recommender:
             if name not in inputs:
                 notes.append(f"no exported model reads {name}: the list is the same without it")
             elif rows and all(np.issubdtype(row.dtype, np.integer) and not row.any() for row in rows):
-                notes.append(f"no exported model met {name} {value!r} in training: recommended as for an unknown one")
+                notes.append(f"no exported model met {name} {value!r} in training: recommended as where none is told")
         return notes
 
 

@@ -242,9 +242,11 @@ def test_a_folder_without_permission_is_named(logs: Logs, tmp_path: Path) -> Non
 def test_recommend_needs_a_run(tmp_path: Path) -> None:
     assert "expected a run's folder with config.yaml" in upnext("recommend", tmp_path, "--user", "a").error()
     assert "expected a run's folder" in upnext("recommend", tmp_path / "nothing", "--user", "a").error()
-    for user in ("", "\udcff\udcfe"):  # an unset variable, and bytes that are no text as Python has them
-        error = upnext("recommend", tmp_path, "--user", user).error()
-        assert error.startswith(f"--user: expected a user id, as UTF-8 text, found {user!r}")
+    assert upnext("recommend", tmp_path, "--user", "").error().startswith("--user: expected a user id, found ''")
+    bytes_ = "\udcff\udcfe"  # that are no text, as Python has them
+    for option in ("--user", "--page", "--device"):
+        error = upnext("recommend", tmp_path, "--user", "a", option, bytes_).error()  # of two the last one counts
+        assert error.startswith(f"{option}: expected UTF-8 text, found {bytes_!r}")
 
 
 def test_recommend_needs_the_export_of_the_run(logs: Logs) -> None:

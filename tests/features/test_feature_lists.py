@@ -157,7 +157,7 @@ def test_a_configured_feature_is_added_to_the_models_it_names() -> None:
         ({"source": "history.seconds_to_next_watch", "kind": "continuous", "max_length": 5}, "a list of numbers"),
         ({"source": "users.region", "kind": "categorical", "name": "user_id"}, "taken by a column of examples"),
         ({"source": "users.region", "kind": "categorical", "name": "label_weights"}, "taken by a column of examples"),
-        ({"source": "users.region", "kind": "categorical", "name": "page"}, "named more than once: page"),
+        ({"source": "users.region", "kind": "categorical", "name": "page"}, "ranker has a feature of this name"),
     ],
 )  # fmt: skip
 def test_a_wrong_configured_feature_is_refused_with_the_reason(entry: dict, message: str) -> None:

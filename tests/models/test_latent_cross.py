@@ -9,7 +9,7 @@ import tensorflow as tf
 import tf_keras
 
 from features.errors import ConfigError
-from features.spec import FeatureSpec
+from features.spec import Feature, FeatureSpec, Kind, Side
 from models.candidate_generator import STEP_LABELS, STEP_WEIGHTS
 from models.co_watch_embeddings import StartVectors
 from models.context_features import ContextFeature, Use
@@ -272,6 +272,15 @@ def test_given_vectors_start_both_tables():
     model.start_from(StartVectors(following + 100, following))
     np.testing.assert_array_equal(model.watch_table(tf.constant([3])), [[112, 113, 114, 115]])
     np.testing.assert_array_equal(model.video_embeddings({"video": tf.constant([2, 0])}), [[8, 9, 10, 11], [0] * 4])
+
+
+def test_an_attribute_of_videos_is_not_taken_for_the_context_of_its_name():
+    attribute = Feature("device", Kind.CATEGORICAL, Side.IMPRESSION, "videos.device", "device")
+    spec = FeatureSpec((*(feature for feature in SPEC.features if feature.name != "device"), attribute))
+    config = LatentCrossConfig(context=[ContextFeature(name="device", post=Use.CROSS)])
+    with pytest.raises(ConfigError, match="context feature 'device': expected features device"):
+        LatentCross(config, spec, SIZES)
+    assert LatentCross(LatentCrossConfig(), spec, SIZES).video_attributes == ("device",)
 
 
 def test_a_model_is_rebuilt_from_its_description_and_its_checkpoint(tmp_path):

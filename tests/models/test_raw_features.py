@@ -215,6 +215,30 @@ def test_watches_of_unknown_time_come_first_and_the_gap_after_them_is_not_known(
     np.testing.assert_array_equal(features(raw)["seconds_to_next_watch"], [[np.nan, 60.0, 40.0, np.nan]])
 
 
+@pytest.mark.parametrize(("time_s", "kept"), [(1e15, 1), (np.inf, 1), (-np.inf, 2), (-1e15, 2), (np.nan, 2)])
+def test_a_watch_of_any_time_after_the_request_is_left_out(time_s, kept):
+    spec = FeatureSpec((SPEC["watch_count"], SPEC["seconds_to_next_watch"]))
+    features = RawFeatures(spec, encoder(np.random.default_rng(0)), LISTS)
+    raw = {
+        "watched_video_ids": tf.constant([VIDEO_IDS[:2]]),
+        "watched_timestamps": tf.constant([[100.0, time_s]], tf.float64),
+        "request_timestamp": tf.constant([200.0], tf.float64),
+    }
+    assert features(raw)["watch_count"].numpy().tolist() == [kept]
+
+
+@pytest.mark.parametrize("unknown", [-1.0, -1e30, np.inf, -np.inf, np.nan])
+def test_a_watch_time_that_no_log_may_have_is_not_known(unknown):
+    features = RawFeatures(FeatureSpec((SPEC["watched_time_s"],)), encoder(np.random.default_rng(0)), LISTS)
+    raw = {
+        "watched_video_ids": tf.constant([VIDEO_IDS[:3]]),
+        "watched_timestamps": tf.constant([[100.0, 150.0, 160.0]], tf.float64),
+        "watched_watch_time_s": tf.constant([[unknown, 10.0, 1e30]]),  # the last had not ended
+        "request_timestamp": tf.constant([200.0], tf.float64),
+    }
+    np.testing.assert_array_equal(features(raw)["watched_time_s"][0, :3], [np.nan, 10, np.nan])
+
+
 def test_where_the_time_of_the_request_is_unknown_the_whole_history_is_before_it():
     """The same request as one at a moment after everything, but for what is measured from that moment."""
     random = np.random.default_rng(5)

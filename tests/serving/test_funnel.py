@@ -252,7 +252,7 @@ def test_what_is_asked_for_and_no_model_knows_or_reads_is_told(recommender: Reco
     assert not any("page" in note for note in recommender.recommend("nobody", request={"page": pages[0]}).notes)
     notes = recommender.recommend("nobody", request={"page": "nowhere", "device": None, "mood": "blue"}).notes
     assert notes[1:] == [
-        "no exported model met page 'nowhere' in training: recommended as for an unknown one",
+        "no exported model met page 'nowhere' in training: recommended as where none is told",
         "no exported model reads mood: the list is the same without it",
     ]
 

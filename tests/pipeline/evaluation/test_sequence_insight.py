@@ -10,8 +10,9 @@ import scipy.sparse as sp
 import tensorflow as tf
 from rich.console import Console
 
-from features.spec import FeatureSpec
+from features.spec import Feature, FeatureSpec, Kind, Side
 from features.splits import Part
+from features.vocabulary import Vocabulary
 from models.context_features import NUM_SECOND_ROWS, ContextFeature, CrossedContext, Use
 from models.latent_cross import LatentCross, LatentCrossConfig
 from models.m3 import M3, M3Config
@@ -19,7 +20,7 @@ from models.two_tower import TwoTower, TwoTowerConfig
 from pipeline.config import RunConfig
 from pipeline.evaluation.retrieval_metrics import RetrievalTargets
 from pipeline.evaluation.sequence_insight import gate_means, queries_without, temporal_dependence, vectors_by_row
-from pipeline.insight import insight_of
+from pipeline.insight import context_ids, insight_of
 from pipeline.run import Run
 from tests.models.sequence_batches import SIZES, SPEC, batch, tensors
 from tests.pipeline.synthetic_examples import publish_examples
@@ -159,3 +160,14 @@ def test_dependence_is_that_of_the_embeddings_of_watched_videos_in_any_generator
     assert (insight.dependence.lags.tolist(), insight.dependence.pairs.tolist()) == ([1, 2], [3, 3])
     expected = [trace(vectors, [(5, 2), (4, 1), (6, 1)]), trace(vectors, [(5, 1), (4, 3), (6, 2)])]
     np.testing.assert_allclose(insight.dependence.traces, expected, rtol=1e-5)
+
+
+def test_an_attribute_of_videos_is_no_context_of_the_request_whatever_its_name(tmp_path: Path) -> None:
+    attribute = Feature("uploader", Kind.CATEGORICAL, Side.IMPRESSION, "videos.uploader_id", "uploader")
+    context = [ContextFeature(name=name, pre=Use.CONCATENATE) for name in ("uploader", "page")]
+    spec = FeatureSpec((*SPEC.features, attribute))
+    model = LatentCross(LatentCrossConfig(dimension=4, units=4, context=context), spec, SIZES)
+    run = Run(tmp_path, RunConfig(), (), Console(quiet=True))
+    (run.features / "vocabularies").mkdir(parents=True)
+    Vocabulary(pa.array(["home", "next"]), np.ones(2, np.int64)).write(run.features / "vocabularies" / "page.parquet")
+    assert context_ids(run, model) == {"page": ["home", "next"]}

@@ -4,7 +4,7 @@ Beyond the papers. A sequence model has vectors of the videos of its vocabulary 
 E_out[video] + Σ over attributes of the average of E_attribute[rows], how much of a topic, or of the level that all
 watched videos share, comes to lie in E_out is left to the optimizer; a new video, which has the second part alone, is
 outscored by all others. Its vector is rather, in all generators, what a regression of the trained vectors on their
-attributes, each video weighing as many watches as it had, lets expect.
+attributes, each video weighing as many labels as it was, lets expect.
 
 That is right for a video that had no time to be watched. One that had it and was not is no average video: were the many
 videos of a catalogue that nobody watches expected to be, they would fill the lists (on a simulated platform with one of
@@ -22,7 +22,7 @@ NEW_DAYS = 1
 watches that were new videos on two simulated platforms 99% were of such."""
 
 SHRINKAGE = 100.0
-"""In watches. On the validation days of two simulated platforms 10 to 300 were level: recall@100 of next watches that
+"""In labels. On the validation days of two simulated platforms 10 to 300 were level: recall@100 of next watches that
 were new videos rose from 0 to about 0.62 and 0.32, of all by 0.032 and 0.011."""
 
 _TOLERANCE = 1e-7  # relative; vectors are single precision
@@ -58,26 +58,26 @@ def _averages(rows: np.ndarray, size: int) -> csr_matrix:
 
 
 def expected_vectors(
-    vectors: np.ndarray, design: csr_matrix, watches: np.ndarray, new: csr_matrix, shrinkage: float = SHRINKAGE
+    vectors: np.ndarray, design: csr_matrix, labels: np.ndarray, new: csr_matrix, shrinkage: float = SHRINKAGE
 ) -> np.ndarray:
     """The vectors that the attributes of new videos let expect: level + new @ effects.
 
-    The level is the mean of the vectors over watches; the effects minimise
-    Σ_v watches[v] · |vectors[v] − level − design[v] @ effects|² + shrinkage · |effects|².
+    The level is the mean of the vectors over labels; the effects minimise
+    Σ_v labels[v] · |vectors[v] − level − design[v] @ effects|² + shrinkage · |effects|².
 
     Args:
       vectors: `[videos, dimension]` of trained videos.
       design: `[videos, attributes]`, theirs.
-      watches: `[videos]`, theirs, not all 0.
+      labels: `[videos]`, how often each of them was a label, not all 0.
       new: `[new videos, attributes]`.
-      shrinkage: watches that each attribute is supposed to have had at the level, besides its own.
+      shrinkage: labels that each attribute is supposed to have had at the level, besides its own.
 
     Returns:
       `[new videos, dimension]` float32, zeros for a video that shares no attribute with a trained one.
     """
-    level = np.average(vectors, axis=0, weights=watches)
+    level = np.average(vectors, axis=0, weights=labels)
     videos, attributes = design.shape
-    root = np.sqrt(watches)
+    root = np.sqrt(labels)
     matrix = vstack([diags(root) @ design, np.sqrt(shrinkage) * identity(attributes)], "csr")
     # Columns of length one: attributes with a million watches and with one are then solved in as few steps.
     scale = 1 / np.sqrt(matrix.multiply(matrix).sum(axis=0).A1)
@@ -87,6 +87,6 @@ def expected_vectors(
     for column in range(vectors.shape[1]):
         target[:videos] = root * (vectors[:, column] - level[column])
         effects[:, column] = scale * lsmr(scaled, target, atol=_TOLERANCE, btol=_TOLERANCE, maxiter=_STEPS)[0]
-    met = design.T @ watches > 0
+    met = design.T @ labels > 0
     known = new @ met > 0
     return np.where(known[:, np.newaxis], level + new @ effects, 0).astype(np.float32)

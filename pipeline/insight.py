@@ -34,7 +34,7 @@ from pipeline.evaluation.sequence_insight import (
 )
 from pipeline.input_pipeline import ExampleColumns
 from pipeline.run import Run
-from pipeline.vectors import catalogue_vectors, query_vectors, scorer
+from pipeline.vectors import catalogue_vectors, label_counts, query_vectors, scorer
 
 
 @dataclass(frozen=True)
@@ -87,24 +87,25 @@ def insight_of(run: Run, name: str, generator: SequenceGenerator | TwoTower, tar
     dependence = temporal_dependence(histories, lengths, vectors_by_row(generator))
     scored = run.config.evaluation.retrieval.max_examples
     columns = ExampleColumns(examples, (Part.TEST,), (), at_most=scored)
-    worth = _worth(run, generator, columns, targets) if isinstance(generator, SequenceGenerator) else {}
+    worth = _worth(run, name, generator, columns, targets) if isinstance(generator, SequenceGenerator) else {}
     gates = gate_means(generator, columns, context_ids(run, generator)) if isinstance(generator, M3) else []
     return Insight(name, dependence, worth, gates)
 
 
 def _worth(
-    run: Run, generator: SequenceGenerator, columns: ExampleColumns, targets: RetrievalTargets
+    run: Run, name: str, generator: SequenceGenerator, columns: ExampleColumns, targets: RetrievalTargets
 ) -> dict[str, list[Difference]]:
     """Context feature -> metrics without it minus those with it."""
-    names = [feature.name for feature in generator.config.context if feature.name not in generator.left_out]
-    if not names:
+    removed = [feature.name for feature in generator.config.context if feature.name not in generator.left_out]
+    if not removed:
         return {}
-    vectors, config = catalogue_vectors(generator, run.encoder, run.split), run.config.evaluation.retrieval
+    vectors = catalogue_vectors(generator, run.encoder, run.split, label_counts(run, name, generator))
+    config = run.config.evaluation.retrieval
     with_all = evaluate_retrieval(scorer(query_vectors(generator, columns), vectors), targets, config)
     worth = {}
-    for name in names:
-        without = evaluate_retrieval(scorer(queries_without(generator, name, columns), vectors), targets, config)
-        worth[name] = paired_differences(without, with_all)
+    for context in removed:
+        without = evaluate_retrieval(scorer(queries_without(generator, context, columns), vectors), targets, config)
+        worth[context] = paired_differences(without, with_all)
     return worth
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -74,18 +75,17 @@ def fit_generator(run: Run, name: str, spec: FeatureSpec | None = None, keep: bo
         attributes[CO_WATCHED] = _co_watched(examples, sizes["video"])
     if config.model.loss == Loss.HIERARCHICAL:
         attributes[CLUSTER] = co_watched_clusters(examples, sizes["video"], run.console.print)
-    start = start_vectors(examples, of_sequences, sizes["video"], config, run.console.print)
-
     generator: Any = CANDIDATE_GENERATORS[config.model.kind]
 
-    def build() -> TwoTower | SequenceGenerator:
+    def build(*parts: Part) -> TwoTower | SequenceGenerator:
         model: TwoTower | SequenceGenerator = generator(config.model, features, sizes, attributes)
+        start = start_vectors(examples, parts, sizes["video"], config, run.console.print)
         if start is not None:
             model.start_from(start)
         return model
 
     return train(
-        build,
+        partial(build, Part.TRAIN),
         columns.train,
         config.training,
         run.folder / "models" / f".{name}.work",
@@ -93,6 +93,7 @@ def fit_generator(run: Run, name: str, spec: FeatureSpec | None = None, keep: bo
         evaluate=None if columns.validation is None else _retrieval_map(columns.validation),
         monitor="MAP@20",
         refit_columns=columns.together,
+        build_refit=partial(build, Part.TRAIN, Part.VALIDATION),
         identity=_identity(
             run,
             config,
@@ -213,7 +214,7 @@ def _retrieval_map(columns: ExampleColumns) -> Callable[[Any], dict[str, float]]
 
 def co_watched_clusters(examples: ExampleSet, num_videos: int, say: Callable[[str], object]) -> np.ndarray:
     """The tree of the hierarchical softmax: together what the same users watch, as `clusters_by_co_watch` gives it."""
-    vectors = co_watch_vectors(examples, num_videos, TREE_DIMENSION, CoWatchConfig(), say)
+    vectors = co_watch_vectors(examples, (Part.TRAIN,), num_videos, TREE_DIMENSION, CoWatchConfig(), say)
     return clusters_by_co_watch(vectors.watched)
 
 

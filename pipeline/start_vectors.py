@@ -1,6 +1,6 @@
 """Where the video vectors of a generator start: factorized from the histories and labels of the training examples."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -18,47 +18,60 @@ from pipeline.config import GeneratorConfig
 
 
 def start_vectors(
-    examples: ExampleSet, of_sequences: bool, num_videos: int, config: GeneratorConfig, say: Callable[[str], object]
+    examples: ExampleSet,
+    parts: Sequence[Part],
+    num_videos: int,
+    config: GeneratorConfig,
+    say: Callable[[str], object],
 ) -> StartVectors | None:
     """The vectors that a generator's configuration asks for, None where it asks for none.
 
     Args:
-      examples: of the generator; histories and labels of the training part are read.
-      of_sequences: whether they are sequences, in which watches may be labels too.
+      examples: of the generator; histories and labels are read.
+      parts: that the generator is then trained on, else videos of the others would start far behind.
       num_videos: size of the vocabulary.
       config: of the generator.
       say: is told what is factorized, before the long part.
     """
     if config.transition_start is not None:
-        weights = [LABEL_WEIGHTS] if of_sequences else []
+        weights = [LABEL_WEIGHTS] if LABEL_WEIGHTS in examples.schema(parts[0]).names else []
         wanted = ["user_id", "label_timestamp", SEQUENCE, LABEL, *weights]
-        table = examples.read(Part.TRAIN, wanted, config.transition_start.max_examples)
+        table = _read(examples, parts, wanted, config.transition_start.max_examples)
         transitions = transition_counts(*watched_sequences(table), num_videos, config.transition_start.decay)
         say(f"video vectors start from {transitions.nnz:,} transitions between {num_videos:,} videos")
         return transition_embeddings(transitions, config.model.dimension, config.transition_start)
     if config.co_watch_start is None:
         return None
-    return co_watch_vectors(examples, num_videos, config.model.dimension, config.co_watch_start, say)
+    return co_watch_vectors(examples, parts, num_videos, config.model.dimension, config.co_watch_start, say)
 
 
 def co_watch_vectors(
-    examples: ExampleSet, num_videos: int, dimension: int, config: CoWatchConfig, say: Callable[[str], object]
+    examples: ExampleSet,
+    parts: Sequence[Part],
+    num_videos: int,
+    dimension: int,
+    config: CoWatchConfig,
+    say: Callable[[str], object],
 ) -> StartVectors:
-    """Vectors of videos that the same users watched, from the training part.
+    """Vectors of videos that the same users watched.
 
     Args:
-      examples, num_videos, say: as of `start_vectors`.
+      examples, parts, num_videos, say: as of `start_vectors`.
       dimension: of the vectors.
       config: of their factorization.
     """
     bags = [f.name for f in examples.features if f.kind == Kind.CATEGORICAL and f.id_space == "video" and f.multivalent]
-    table = examples.read(Part.TRAIN, ["user_id", LABEL, *bags], config.max_examples)
+    table = _read(examples, parts, ["user_id", LABEL, *bags], config.max_examples)
     entries = [(table[LABEL].to_numpy(), np.ones(len(table), np.int64))]
     entries += [(pc.list_flatten(table[b]).to_numpy(), pc.list_value_length(table[b]).to_numpy()) for b in bags]
     users = table["user_id"].combine_chunks().dictionary_encode().indices.to_numpy()
     entered = entries_of_bags(users, entries)
     say(f"co-watches of {num_videos:,} videos, from {len(entered[0]):,} watches")
     return co_watch_embeddings(*entered, num_videos, dimension, config)
+
+
+def _read(examples: ExampleSet, parts: Sequence[Part], columns: Sequence[str], at_most: int | None) -> pa.Table:
+    return pa.concat_tables([examples.read(part, columns, at_most) for part in parts])
 
 
 def watched_sequences(table: pa.Table) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

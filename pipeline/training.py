@@ -116,6 +116,7 @@ def train(
     evaluate: Evaluate | None = None,
     monitor: str = "",
     refit_columns: ExampleColumns | None = None,
+    build_refit: Build | None = None,
     on_validated: Callable[[Any], None] | None = None,
     identity: Any = None,
     keep: bool = False,
@@ -132,6 +133,7 @@ def train(
       evaluate: validation metrics of a model, after each epoch.
       monitor: the metric of `evaluate` that chooses the best epoch, greater is better.
       refit_columns: training and validation examples together, for `config.refit`.
+      build_refit: makes the untrained model of the refit; None: `build` does.
       on_validated: is given the model that has not seen the validation part, before the refit.
       identity: JSON-serialisable; what else the model depends on: its configuration, what was published for it.
       keep: leave the checkpoints until `Trained.forget`, so that nothing is lost when publishing the model fails, and
@@ -157,7 +159,7 @@ def train(
         history, refit_history = first.history, {}
         model, rates = first.model, first.examples_per_second
         if config.refit and refit_columns is not None:
-            second = run.fit("refit", build, refit_columns, first.epochs, None, "")
+            second = run.fit("refit", build_refit or build, refit_columns, first.epochs, None, "")
             model, refit_history = second.model, second.history
             rates = second.examples_per_second or rates
     if not keep:

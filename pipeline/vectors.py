@@ -3,40 +3,58 @@
 from collections.abc import Mapping
 
 import numpy as np
+import pyarrow.parquet as pq
 import tensorflow as tf
 from scipy.sparse import csr_matrix
 
+from features.candidate_examples import LABEL_WEIGHTS, SEQUENCE
 from features.encoding import Encoder, padded_rows
+from features.example_reader import ExampleSet
 from features.spec import Feature
-from features.splits import Split
-from models.candidate_generator import CandidateGenerator
+from features.splits import Part, Split
+from models.candidate_generator import LABEL, CandidateGenerator
 from models.new_videos import NEW_DAYS, attribute_design, expected_vectors
 from pipeline.evaluation.baselines.interactions import US_PER_DAY
 from pipeline.evaluation.retrieval_metrics import Scorer
 from pipeline.input_pipeline import ExampleColumns
 from pipeline.retrieval_validation import class_vectors, tower_inputs
+from pipeline.run import Run
 
 _AT_ONCE = 65_536
 
 
-def catalogue_vectors(generator: CandidateGenerator, encoder: Encoder, split: Split) -> np.ndarray:
+def catalogue_vectors(generator: CandidateGenerator, encoder: Encoder, split: Split, labels: np.ndarray) -> np.ndarray:
     """float32 `[videos, dimension]`: `trained_vectors`, and of new videos those that their attributes let expect.
 
     Args:
       generator: the trained model.
       encoder: of its run.
       split: of its run; tells which videos without a class are new (`models/new_videos.py`).
+      labels: `[classes]`, how often each video of the vocabulary was a label in training.
     """
     columns = _columns(generator, encoder)
     vectors = _embedded(generator, columns)
     new = _new_videos(encoder, split)
-    counts = encoder.vocabularies["video"].counts
-    if generator.video_attributes and len(new) and counts.any():
-        design = _design(generator, encoder, columns)
-        known = np.flatnonzero(columns["video"])
-        watches = counts[columns["video"][known] - 1]
-        vectors[new] = expected_vectors(vectors[known], design[known], watches, design[new])
+    if generator.video_attributes and len(new) and labels.any():
+        design, counts = _design(generator, encoder, columns), np.append(0, labels)[columns["video"]]
+        trained = np.flatnonzero(counts)
+        vectors[new] = expected_vectors(vectors[trained], design[trained], counts[trained], design[new])
     return vectors
+
+
+def label_counts(run: Run, name: str, generator: CandidateGenerator) -> np.ndarray:
+    """float64 `[classes]`: how often each video was a label, also inside sequences, of the generator of that name."""
+    examples = ExampleSet(run.examples(run.features_of_generator(name)))
+    parts = (Part.TRAIN, Part.VALIDATION) if run.split.refit else (Part.TRAIN,)
+    found = np.zeros(generator.num_classes + 1)
+    for file in (file for part in parts for file in examples.files(part)):
+        inside = [SEQUENCE, LABEL_WEIGHTS] if LABEL_WEIGHTS in pq.read_schema(file).names else []
+        for batch in examples.batches([file], [LABEL, *inside], _AT_ONCE):
+            found += np.bincount(batch[LABEL].to_numpy(), minlength=len(found))
+            if inside:
+                rows, weights = (batch[column].flatten().to_numpy() for column in inside)
+                found += np.bincount(rows, weights, minlength=len(found))
+    return found[1:]
 
 
 def trained_vectors(generator: CandidateGenerator, encoder: Encoder) -> np.ndarray:

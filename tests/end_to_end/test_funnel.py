@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -51,6 +52,12 @@ def test_every_stage_runs_and_what_it_publishes_is_whole(funnel: Funnel) -> None
             str(path.relative_to(funnel.folder / name)) for path in (funnel.folder / name).rglob("*") if path.is_file()
         }
         assert set(files) | {MANIFEST} == there
+
+
+def test_the_final_training_starts_from_what_is_watched_in_the_validation_days_too(funnel: Funnel) -> None:
+    said = re.findall(r"video vectors start from ([\d,]+) transitions", funnel.said.out)
+    of_training, of_both = (int(count.replace(",", "")) for count in said)
+    assert 0 < of_training < of_both
 
 
 def test_nothing_unfinished_is_left_behind(funnel: Funnel) -> None:

@@ -52,11 +52,27 @@ def test_only_the_first_examples_are_counted(tmp_path: Path, start: str) -> None
     for most, seen in ((2, [1, 2, 3, 4]), (3, [1, 2, 3, 4, 5, 6])):
         model = {"kind": "two_tower", "dimension": 4, "depth": 0}
         config = GeneratorConfig.model_validate({"model": model, start: {"max_examples": most}})
-        found = start_vectors(examples, False, 6, config, told.append)
+        found = start_vectors(examples, (Part.TRAIN,), 6, config, told.append)
         assert found is not None
         assert set(np.flatnonzero(found.watched.any(axis=1))) <= set(seen)
         assert found.watched[seen[-1]].any() or found.following[seen[-1]].any()
     assert len(told) == 2
+
+
+@pytest.mark.parametrize("start", ["transition_start", "co_watch_start"])
+def test_videos_first_watched_in_the_validation_days_start_as_the_others_where_these_are_trained_on(
+    tmp_path: Path, start: str
+) -> None:
+    train = history_table(["u", "v"], [1, 2], [[1, 2], [2, 3]], [3, 1])
+    late = history_table(["u", "v"], [5, 6], [[1, 2, 3], [2, 3, 1]], [4, 4])
+    examples = publish_examples(tmp_path / "s", {Part.TRAIN: train, Part.VALIDATION: late}, FeatureSpec((WATCHED,)))
+    config = GeneratorConfig.model_validate({"model": {"kind": "two_tower", "dimension": 3, "depth": 0}, start: {}})
+    found = [
+        start_vectors(examples, parts, 4, config, lambda text: None)
+        for parts in ((Part.TRAIN,), (Part.TRAIN, Part.VALIDATION))
+    ]
+    assert [vectors.following[4].any() for vectors in found if vectors is not None] == [False, True]
+    assert all(vectors.following[3].any() for vectors in found if vectors is not None)
 
 
 def test_the_tree_of_the_hierarchical_softmax_puts_together_what_the_same_users_watch(tmp_path: Path) -> None:

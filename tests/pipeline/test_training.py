@@ -2,6 +2,7 @@
 
 import io
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -211,15 +212,17 @@ def test_a_refit_trains_anew_on_all_parts_for_the_best_number_of_epochs(
 ):
     values = iter([0.1, 0.3, 0.2])
     built: list[TwoTower] = []
+    of_refit: list[bool] = []
 
-    def build_and_keep() -> TwoTower:
+    def build_and_keep(refit: bool) -> TwoTower:
         built.append(build())
+        of_refit.append(refit)
         return built[-1]
 
     everything = ExampleColumns(examples, (Part.TRAIN, Part.VALIDATION), ("label", "weight"), refit=True)
     config = TRAINING.model_copy(update={"refit": True})
     result = train(
-        build_and_keep,
+        partial(build_and_keep, refit=False),
         training_columns,
         config,
         tmp_path,
@@ -227,8 +230,9 @@ def test_a_refit_trains_anew_on_all_parts_for_the_best_number_of_epochs(
         lambda model: {"quality": next(values)},
         "quality",
         refit_columns=everything,
+        build_refit=partial(build_and_keep, refit=True),
     )
-    assert len(built) == 2
+    assert of_refit == [False, True]
     assert result.model is built[1]
     assert result.epochs == len(result.refit_history["loss"]) == 2
     steps = int(built[1].optimizer.iterations)

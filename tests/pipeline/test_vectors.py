@@ -58,7 +58,7 @@ def expected_of_the_second_uploader(classes: np.ndarray) -> np.ndarray:
 
 
 def test_a_video_that_had_no_time_to_be_watched_gets_what_its_attributes_let_expect(generator: TwoTower) -> None:
-    vectors = catalogue_vectors(generator, encoder(UPLOADED_US), SPLIT)
+    vectors = catalogue_vectors(generator, encoder(UPLOADED_US), SPLIT, COUNTS)
     classes = generator.class_embeddings(tf.constant([1, 2])).numpy()
     of_uploader = generator.video_tower.attribute_tables["uploader"].embeddings.numpy()
     np.testing.assert_allclose(vectors[:2], classes, rtol=1e-6)
@@ -70,20 +70,20 @@ def test_a_video_that_had_no_time_to_be_watched_gets_what_its_attributes_let_exp
 
 def test_without_upload_times_no_video_is_new(generator: TwoTower) -> None:
     of_uploader = generator.video_tower.attribute_tables["uploader"].embeddings.numpy()
-    vectors = catalogue_vectors(generator, encoder(None), SPLIT)
+    vectors = catalogue_vectors(generator, encoder(None), SPLIT, COUNTS)
     np.testing.assert_allclose(vectors[2:], of_uploader[[2, 2, 0, 2]] * [[1], [1], [0], [1]], rtol=1e-6)
 
 
 def test_videos_have_the_vectors_of_their_classes_alone_where_the_model_has_no_attributes() -> None:
     alone = TwoTower(TwoTowerConfig(dimension=4, depth=0), SPEC, {"video": 2, "uploader": 2})
-    vectors = catalogue_vectors(alone, encoder(UPLOADED_US), SPLIT)
+    vectors = catalogue_vectors(alone, encoder(UPLOADED_US), SPLIT, COUNTS)
     assert represented(vectors).tolist() == [True, True, False, False, False, False]
 
 
 def test_a_sequence_model_answers_new_videos_and_no_other_it_has_not_met() -> None:
     config = LatentCrossConfig(dimension=4, units=4, loss=Loss.FULL)
     model = LatentCross(config, FeatureSpec((WATCHED, COUNT, UPLOADER)), {"video": 2, "uploader": 2})
-    vectors = catalogue_vectors(model, encoder(UPLOADED_US), SPLIT)
+    vectors = catalogue_vectors(model, encoder(UPLOADED_US), SPLIT, COUNTS)
     classes = model.class_embeddings(tf.constant([1, 2])).numpy()
     np.testing.assert_allclose(vectors[:2], classes, rtol=1e-6)
     np.testing.assert_allclose(vectors[2], expected_of_the_second_uploader(classes), rtol=1e-6)

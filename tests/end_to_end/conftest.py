@@ -13,6 +13,7 @@ shards: {num_shards: 2}
 leakage: {examples_per_part: 40}
 generators:
   two_tower:
+    transition_start: {}
     model: {dimension: 8, depth: 1, loss: full}
     training: {epochs: 2, batch_size: 256}
   latent_cross:

@@ -8,8 +8,8 @@ not, so input and output vectors start from the leading right singular vectors o
     D_u^(-1/2) · X · D_v^(-power),    X[u, v] = 1 where user u's history holds video v
 
 with D_u the number of videos of each user and D_v = (number of users of each video) + shrinkage; `power` 1/2 is the
-cosine of item-based collaborative filtering. Labels train the vectors from there on. No label of validation or test
-enters: bags are those of the training examples.
+cosine of item-based collaborative filtering. Labels train the vectors from there on. Bags are those of the
+examples that are trained on: no label of the test enters, those of validation enter the refit alone.
 """
 
 from collections.abc import Iterable

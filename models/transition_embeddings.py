@@ -8,7 +8,8 @@ vectors of damped counts of transitions,
 with D = (the sums of C by row, by column) + shrinkage on the diagonal. Unlike "watched by the same users", what comes
 next is not what came before, and a video follows itself only as often as it is watched again. The lengths of the
 vectors are damped, or the most frequent videos would outshine all others where popularity is steep. Labels train the
-vectors from there on. No label of validation or test enters: histories are those of the training examples.
+vectors from there on. Histories are those of the examples that are trained on: no label of the test enters, those of
+validation enter the refit alone.
 """
 
 import numpy as np

@@ -301,7 +301,8 @@ def _scorer(run: Run, name: str) -> Scorer:
     examples = ExampleSet(run.examples(run.features_of_generator(name)))
     most = run.config.evaluation.retrieval.max_examples
     queries = query_vectors(generator, ExampleColumns(examples, (Part.TEST,), (), at_most=most))
-    vectors = catalogue_vectors(generator, run.encoder, run.split, label_counts(run, name, generator))
+    labels = label_counts(examples, run.split, generator.num_classes)
+    vectors = catalogue_vectors(generator, run.encoder, run.split, labels)
     return scorer(queries, vectors)
 
 

@@ -128,14 +128,16 @@ def _export_generator(run: Run, name: str) -> list[Path]:
     raw_features = RawFeatures(spec, encoder, run.config.features, run.split.utc_offset_s)
     counts = Vocabulary.read(run.features / "vocabularies" / "video.parquet").counts
     watches = np.concatenate([[0], counts])[encoder.catalogue["video"].to_numpy()]
-    vectors = catalogue_vectors(generator, encoder, run.split, label_counts(run, name, generator))
+    examples = ExampleSet(run.examples(model))
+    labels = label_counts(examples, run.split, generator.num_classes)
+    vectors = catalogue_vectors(generator, encoder, run.split, labels)
     videos = VideoVectors(
         np.array(encoder.catalogue["video_id"].to_pylist(), object),
         vectors,
         watches,
         _available(encoder.catalogue) & represented(vectors),
     )
-    columns = ExampleColumns(ExampleSet(run.examples(model)), (_part(run, model),), (LABEL,))
+    columns = ExampleColumns(examples, (_part(run, model),), (LABEL,))
     return list(
         export_retrieval(
             run.folder / "export",

@@ -87,25 +87,26 @@ def insight_of(run: Run, name: str, generator: SequenceGenerator | TwoTower, tar
     dependence = temporal_dependence(histories, lengths, vectors_by_row(generator))
     scored = run.config.evaluation.retrieval.max_examples
     columns = ExampleColumns(examples, (Part.TEST,), (), at_most=scored)
-    worth = _worth(run, name, generator, columns, targets) if isinstance(generator, SequenceGenerator) else {}
+    worth = _worth(run, generator, columns, targets) if isinstance(generator, SequenceGenerator) else {}
     gates = gate_means(generator, columns, context_ids(run, generator)) if isinstance(generator, M3) else []
     return Insight(name, dependence, worth, gates)
 
 
 def _worth(
-    run: Run, name: str, generator: SequenceGenerator, columns: ExampleColumns, targets: RetrievalTargets
+    run: Run, generator: SequenceGenerator, columns: ExampleColumns, targets: RetrievalTargets
 ) -> dict[str, list[Difference]]:
     """Context feature -> metrics without it minus those with it."""
-    removed = [feature.name for feature in generator.config.context if feature.name not in generator.left_out]
-    if not removed:
+    names = [feature.name for feature in generator.config.context if feature.name not in generator.left_out]
+    if not names:
         return {}
-    vectors = catalogue_vectors(generator, run.encoder, run.split, label_counts(run, name, generator))
+    labels = label_counts(columns.examples, run.split, generator.num_classes)
+    vectors = catalogue_vectors(generator, run.encoder, run.split, labels)
     config = run.config.evaluation.retrieval
     with_all = evaluate_retrieval(scorer(query_vectors(generator, columns), vectors), targets, config)
     worth = {}
-    for context in removed:
-        without = evaluate_retrieval(scorer(queries_without(generator, context, columns), vectors), targets, config)
-        worth[context] = paired_differences(without, with_all)
+    for name in names:
+        without = evaluate_retrieval(scorer(queries_without(generator, name, columns), vectors), targets, config)
+        worth[name] = paired_differences(without, with_all)
     return worth
 
 

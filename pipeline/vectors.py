@@ -18,7 +18,6 @@ from pipeline.evaluation.baselines.interactions import US_PER_DAY
 from pipeline.evaluation.retrieval_metrics import Scorer
 from pipeline.input_pipeline import ExampleColumns
 from pipeline.retrieval_validation import class_vectors, tower_inputs
-from pipeline.run import Run
 
 _AT_ONCE = 65_536
 
@@ -42,11 +41,10 @@ def catalogue_vectors(generator: CandidateGenerator, encoder: Encoder, split: Sp
     return vectors
 
 
-def label_counts(run: Run, name: str, generator: CandidateGenerator) -> np.ndarray:
-    """float64 `[classes]`: how often each video was a label, also inside sequences, of the generator of that name."""
-    examples = ExampleSet(run.examples(run.features_of_generator(name)))
-    parts = (Part.TRAIN, Part.VALIDATION) if run.split.refit else (Part.TRAIN,)
-    found = np.zeros(generator.num_classes + 1)
+def label_counts(examples: ExampleSet, split: Split, classes: int) -> np.ndarray:
+    """float64 `[classes]`: how often each video of the vocabulary was a label in training, also inside sequences."""
+    parts = (Part.TRAIN, Part.VALIDATION) if split.refit else (Part.TRAIN,)
+    found = np.zeros(classes + 1)
     for file in (file for part in parts for file in examples.files(part)):
         inside = [SEQUENCE, LABEL_WEIGHTS] if LABEL_WEIGHTS in pq.read_schema(file).names else []
         for batch in examples.batches([file], [LABEL, *inside], _AT_ONCE):

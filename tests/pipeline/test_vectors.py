@@ -1,5 +1,8 @@
 """Vectors of all videos of the catalogue, as they are exported and evaluated."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -9,13 +12,14 @@ from features.encoding import Encoder
 from features.event_windows import ORDER_ONLY
 from features.history import VideoTable
 from features.spec import Feature, FeatureSpec, Kind, Normaliser, Side
-from features.splits import Split
+from features.splits import Part, Split
 from features.vocabulary import Vocabulary
 from models.latent_cross import LatentCross, LatentCrossConfig
 from models.new_videos import attribute_design, expected_vectors
 from models.sampled_softmax import Loss
 from models.two_tower import TwoTower, TwoTowerConfig
-from pipeline.vectors import catalogue_vectors, represented, trained_vectors
+from pipeline.vectors import catalogue_vectors, label_counts, represented, trained_vectors
+from tests.pipeline.synthetic_examples import publish_examples
 
 DAY_US = 86_400_000_000
 T0_US = 100 * DAY_US
@@ -91,3 +95,21 @@ def test_a_sequence_model_answers_new_videos_and_no_other_it_has_not_met() -> No
     # As in the papers it has vectors of its vocabulary alone, and its tower reads no attribute.
     assert represented(trained_vectors(model, encoder(UPLOADED_US))).tolist() == [True, True] + [False] * 4
     assert model.query_inputs == (WATCHED, COUNT)
+
+
+@pytest.mark.parametrize("of_sequences", [False, True])
+def test_labels_are_counted_in_what_is_trained_on(tmp_path: Path, of_sequences: bool) -> None:
+    """Of training 3 and 3, of validation 1 and one out of vocabulary; within the first sequence 1 and 2."""
+    rows = {"watched_video_ids": pa.array([[1, 0, 1, 2], [3]], pa.list_(pa.int32()))}
+    weights = pa.array([[0.0, 1.0, 1.0, 1.0], [0.0]], pa.list_(pa.float32()))
+    parts = {
+        part: pa.table({**rows, "label": pa.array(labels, pa.int32())})
+        for part, labels in ((Part.TRAIN, [3, 3]), (Part.VALIDATION, [1, 0]))
+    }
+    if of_sequences:
+        none = pa.array([[0.0] * 4, [0.0]], weights.type)
+        parts = {p: t.append_column("label_weights", weights if p == Part.TRAIN else none) for p, t in parts.items()}
+    examples = publish_examples(tmp_path / "examples", parts, FeatureSpec((WATCHED,)))
+    trained = [1, 1, 2, 0] if of_sequences else [0, 0, 2, 0]
+    assert label_counts(examples, replace(SPLIT, refit=False), 4).tolist() == trained
+    assert label_counts(examples, SPLIT, 4).tolist() == [trained[0] + 1, *trained[1:]]

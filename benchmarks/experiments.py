@@ -200,6 +200,12 @@ def mean_of_seeds(measurements: Sequence[Measurement]) -> Measurement:
     return Measurement(first.name, value, mean, first.n, first.population, first.confidence)
 
 
+def relative(above: Sequence[Measurement], below: Sequence[Measurement]) -> str:
+    """How much more than one metric of some trainings that of others is, such as +10.9%; from 0 there is no share."""
+    first, second = mean_of_seeds(above).value, mean_of_seeds(below).value
+    return f"{first / second - 1:+.1%}" if second else f"from 0 to {first:.4f}"
+
+
 class Outcome(StrEnum):
     """What a claim came to."""
 

@@ -37,7 +37,7 @@ from benchmarks.beutel2018.context_models import (
     figure_4,
     table_4,
 )
-from benchmarks.experiments import Claim, Request, Scale, claim, configuration, mean_of_seeds, prepare
+from benchmarks.experiments import Claim, Request, Scale, claim, configuration, mean_of_seeds, prepare, relative
 from benchmarks.generators import MAP, HeldOutWatches, baseline_figures, retrieval_examples
 from benchmarks.report import Cell, ResultTable, publish_result
 from benchmarks.sequences import METRICS, Judged, judge, platform_settings
@@ -141,8 +141,7 @@ def claims_of(world: str, comparison: Comparison, found: Found) -> list[Claim]:
     for above, below in pairs:
         for metric in METRICS:
             first, second = judged[above].measured[metric], judged[below].measured[metric]
-            relative = mean_of_seeds(first).value / max(mean_of_seeds(second).value, 1e-12) - 1
-            text = f"{world}, {comparison.name}: {above} over {below}, {metric} {relative:+.1%}"
+            text = f"{world}, {comparison.name}: {above} over {below}, {metric} {relative(first, second)}"
             claims.append(claim(text, first, second, 1, off))
     return claims
 

@@ -30,6 +30,7 @@ from benchmarks.experiments import (
     once,
     prepare,
     published_settings,
+    relative,
 )
 from benchmarks.generators import MAP, READ, baseline_figures, retrieval_examples
 from benchmarks.report import Cell, ResultTable, publish_result
@@ -294,8 +295,8 @@ def claims_of(run: Run, models: Sequence[Model], users: np.ndarray, title: str, 
     found = []
     for metric in (MAP, f"{MAP} unwatched"):
         first, second = (model.measured(metric, users, which, run) for model in (mine, other))
-        relative = mean_of_seeds(first).value / max(mean_of_seeds(second).value, 1e-12) - 1
-        found.append(claim(f"{title}: {mine.name} over {other.name}, {metric} {relative:+.1%}", first, second, 1))
+        more = relative(first, second)
+        found.append(claim(f"{title}: {mine.name} over {other.name}, {metric} {more}", first, second, 1))
     return found
 
 

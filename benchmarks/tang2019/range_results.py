@@ -5,7 +5,7 @@ from functools import partial
 
 from matplotlib.figure import Figure as Plot
 
-from benchmarks.experiments import Claim, Request, claim, mean_of_seeds
+from benchmarks.experiments import Claim, Request, claim, mean_of_seeds, relative
 from benchmarks.generators import MAP, HeldOutWatches
 from benchmarks.report import Cell, ResultTable
 from benchmarks.sequences import METRICS, Judged, Variant, best_on_validation, judge, tuned
@@ -59,8 +59,7 @@ def claims_of(
 
 def _claim(world: str, judged: Mapping[str, Judged], above: str, below: str, off: bool) -> Claim:
     first, second = judged[above].measured[MAP], judged[below].measured[MAP]
-    relative = mean_of_seeds(first).value / max(mean_of_seeds(second).value, 1e-12) - 1
-    return claim(f"{world}: {above} over {below}, {MAP} {relative:+.1%}", first, second, 1, off)
+    return claim(f"{world}: {above} over {below}, {MAP} {relative(first, second)}", first, second, 1, off)
 
 
 def table(

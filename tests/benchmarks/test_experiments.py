@@ -9,7 +9,17 @@ from rich.console import Console
 from benchmarks.covington2016 import EXPERIMENTS, ranker_layers
 from benchmarks.covington2016.example_age import Curves, by_days_since_upload, probabilities_by_age, shape_error
 from benchmarks.covington2016.watch_time_weighting import standing
-from benchmarks.experiments import Outcome, Request, Scale, SourceName, claim, configuration, mean_of_seeds, once
+from benchmarks.experiments import (
+    Outcome,
+    Request,
+    Scale,
+    SourceName,
+    claim,
+    configuration,
+    mean_of_seeds,
+    once,
+    relative,
+)
 from benchmarks.rankers import expected_loss
 from benchmarks.reproduce import reproduce
 from features.artifacts import publish
@@ -77,6 +87,12 @@ def test_the_interval_holds_the_spread_of_trainings() -> None:
     # Trainings are drawn alike for both variants: what their difference has in common is not spread.
     shifted = [Measurement("loss", m.value + 0.05, m.samples + 0.05, 10, "population") for m in many]
     np.testing.assert_allclose(mean_of_seeds(shifted).samples - mean.samples, 0.05)
+
+
+def test_a_difference_is_told_as_a_share_of_what_there_was() -> None:
+    assert relative([measured(0.12)], [measured(0.1)]) == "+20.0%"
+    assert relative([measured(0.0)], [measured(0.1)]) == "-100.0%"
+    assert relative([measured(0.003)], [measured(0.0)]) == "from 0 to 0.0030"
 
 
 def test_expected_loss_by_hand() -> None:

@@ -8,10 +8,15 @@ from rich.console import Console
 
 from features.artifacts import publish
 from features.errors import ArtifactError, ConfigError
+from features.feature_lists import FeatureList
+from features.spec import Feature, FeatureSpec, Kind, Side
+from models.context_features import ContextFeature, Use
+from models.latent_cross import LatentCrossConfig
 from pipeline import funnel
 from pipeline.config import RunConfig
 from pipeline.export_stage import REPORT, exported_names, models_to_recommend
 from pipeline.funnel import model_part
+from pipeline.named_features import refuse_absent_context
 from pipeline.run import Run
 from pipeline.stages import Stage, execute
 from tests.features.example_logs import platform, write_tables
@@ -52,6 +57,17 @@ def test_context_that_the_log_does_not_have_is_refused_when_features_are_listed(
     assert "\n" not in str(error.value)
     skipping = config_of(gru={**model, "skip_absent": True})
     assert model_part(Run(tmp_path, skipping, (), Console(quiet=True)))
+
+
+def test_an_attribute_of_videos_is_no_context_of_its_name() -> None:
+    length, query, video = 3, Side.QUERY, Side.IMPRESSION
+    features = (
+        Feature("watched_device", Kind.CATEGORICAL, query, "watches.device", "device", length),
+        Feature("device", Kind.CATEGORICAL, video, "videos.device", "device"),
+    )
+    config = LatentCrossConfig(context=[ContextFeature(name="device", post=Use.CROSS)])
+    with pytest.raises(ConfigError, match=r"needs the feature 'device', .* \(an attribute of videos has this name\)"):
+        refuse_absent_context(config, FeatureList(FeatureSpec(features), []), "generators.gru.model")
 
 
 def test_the_first_generator_is_exported_as_retrieval_and_further_ones_by_name() -> None:

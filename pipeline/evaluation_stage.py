@@ -47,7 +47,7 @@ from pipeline.model_stages import RANKER_FOLDER, generator_folder
 from pipeline.ranking_validation import predictions
 from pipeline.run import GENERATOR, RANKER, Run
 from pipeline.sources.truth import Truth
-from pipeline.vectors import catalogue_vectors, label_counts, query_vectors, scorer
+from pipeline.vectors import catalogue_vectors, query_vectors, scorer
 
 REPORT = "reports/evaluation"
 RANKER_NAME = "ranker"
@@ -301,8 +301,7 @@ def _scorer(run: Run, name: str) -> Scorer:
     examples = ExampleSet(run.examples(run.features_of_generator(name)))
     most = run.config.evaluation.retrieval.max_examples
     queries = query_vectors(generator, ExampleColumns(examples, (Part.TEST,), (), at_most=most))
-    labels = label_counts(examples, run.split, generator.num_classes)
-    vectors = catalogue_vectors(generator, run.encoder, run.split, labels)
+    vectors = catalogue_vectors(generator, run.encoder, run.split, examples)
     return scorer(queries, vectors)
 
 

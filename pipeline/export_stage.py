@@ -21,7 +21,7 @@ from pipeline.input_pipeline import ExampleColumns
 from pipeline.model_folder import load_candidate_generator, load_ranker
 from pipeline.model_stages import RANKER_FOLDER, generator_folder
 from pipeline.run import RANKER, Run
-from pipeline.vectors import catalogue_vectors, label_counts, query_vectors, represented
+from pipeline.vectors import catalogue_vectors, query_vectors, represented
 from serving.export import BRUTE_FORCE_SUFFIX, RETRIEVAL, VideoVectors, export_ranking, export_retrieval
 from serving.stored_examples import StoredExamples, stored_examples
 
@@ -129,8 +129,7 @@ def _export_generator(run: Run, name: str) -> list[Path]:
     counts = Vocabulary.read(run.features / "vocabularies" / "video.parquet").counts
     watches = np.concatenate([[0], counts])[encoder.catalogue["video"].to_numpy()]
     examples = ExampleSet(run.examples(model))
-    labels = label_counts(examples, run.split, generator.num_classes)
-    vectors = catalogue_vectors(generator, encoder, run.split, labels)
+    vectors = catalogue_vectors(generator, encoder, run.split, examples)
     videos = VideoVectors(
         np.array(encoder.catalogue["video_id"].to_pylist(), object),
         vectors,

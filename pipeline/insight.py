@@ -34,7 +34,7 @@ from pipeline.evaluation.sequence_insight import (
 )
 from pipeline.input_pipeline import ExampleColumns
 from pipeline.run import Run
-from pipeline.vectors import catalogue_vectors, label_counts, query_vectors, scorer
+from pipeline.vectors import catalogue_vectors, query_vectors, scorer
 
 
 @dataclass(frozen=True)
@@ -99,8 +99,7 @@ def _worth(
     names = [feature.name for feature in generator.config.context if feature.name not in generator.left_out]
     if not names:
         return {}
-    labels = label_counts(columns.examples, run.split, generator.num_classes)
-    vectors = catalogue_vectors(generator, run.encoder, run.split, labels)
+    vectors = catalogue_vectors(generator, run.encoder, run.split, columns.examples)
     config = run.config.evaluation.retrieval
     with_all = evaluate_retrieval(scorer(query_vectors(generator, columns), vectors), targets, config)
     worth = {}

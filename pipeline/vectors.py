@@ -22,21 +22,26 @@ from pipeline.retrieval_validation import class_vectors, tower_inputs
 _AT_ONCE = 65_536
 
 
-def catalogue_vectors(generator: CandidateGenerator, encoder: Encoder, split: Split, labels: np.ndarray) -> np.ndarray:
+def catalogue_vectors(
+    generator: CandidateGenerator, encoder: Encoder, split: Split, examples: ExampleSet
+) -> np.ndarray:
     """float32 `[videos, dimension]`: `trained_vectors`, and of new videos those that their attributes let expect.
 
     Args:
       generator: the trained model.
       encoder: of its run.
       split: of its run; tells which videos without a class are new (`models/new_videos.py`).
-      labels: `[classes]`, how often each video of the vocabulary was a label in training.
+      examples: that it was trained on; their labels are counted where there are new videos.
     """
     columns = _columns(generator, encoder)
     vectors = _embedded(generator, columns)
     new = _new_videos(encoder, split)
-    if generator.video_attributes and len(new) and labels.any():
-        design, counts = _design(generator, encoder, columns), np.append(0, labels)[columns["video"]]
-        trained = np.flatnonzero(counts)
+    if not generator.video_attributes or not len(new):
+        return vectors
+    counts = np.append(0, label_counts(examples, split, generator.num_classes))[columns["video"]]
+    trained = np.flatnonzero(counts)
+    if len(trained):
+        design = _design(generator, encoder, columns)
         vectors[new] = expected_vectors(vectors[trained], design[trained], counts[trained], design[new])
     return vectors
 

@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from features.encoding import Encoder
 from features.event_windows import ORDER_ONLY
+from features.example_reader import ExampleSet
 from features.history import VideoTable
 from features.spec import Feature, FeatureSpec, Kind, Normaliser, Side
 from features.splits import Part, Split
@@ -51,6 +52,14 @@ def encoder(upload_us: list[int] | None) -> Encoder:
 
 
 @pytest.fixture
+def examples(tmp_path: Path) -> ExampleSet:
+    """The first video was a label eight times, the second twice."""
+    labels = np.repeat(np.array([1, 2], np.int32), COUNTS)
+    table = pa.table({"label": labels, "watched_video_ids": pa.array([[1]] * len(labels), pa.list_(pa.int32()))})
+    return publish_examples(tmp_path / "trained_on", {Part.TRAIN: table}, FeatureSpec((WATCHED,)))
+
+
+@pytest.fixture
 def generator() -> TwoTower:
     config = TwoTowerConfig(dimension=4, depth=0)
     return TwoTower(config, SPEC, {"video": 2, "uploader": 2}, {"uploader": np.array([0, *UPLOADERS[:2]])})
@@ -61,8 +70,10 @@ def expected_of_the_second_uploader(classes: np.ndarray) -> np.ndarray:
     return expected_vectors(classes, design[:2], COUNTS, design[2:])[0]
 
 
-def test_a_video_that_had_no_time_to_be_watched_gets_what_its_attributes_let_expect(generator: TwoTower) -> None:
-    vectors = catalogue_vectors(generator, encoder(UPLOADED_US), SPLIT, COUNTS)
+def test_a_video_that_had_no_time_to_be_watched_gets_what_its_attributes_let_expect(
+    generator: TwoTower, examples: ExampleSet
+) -> None:
+    vectors = catalogue_vectors(generator, encoder(UPLOADED_US), SPLIT, examples)
     classes = generator.class_embeddings(tf.constant([1, 2])).numpy()
     of_uploader = generator.video_tower.attribute_tables["uploader"].embeddings.numpy()
     np.testing.assert_allclose(vectors[:2], classes, rtol=1e-6)
@@ -72,22 +83,22 @@ def test_a_video_that_had_no_time_to_be_watched_gets_what_its_attributes_let_exp
     assert represented(vectors).tolist() == [True, True, True, True, False, True]
 
 
-def test_without_upload_times_no_video_is_new(generator: TwoTower) -> None:
+def test_without_upload_times_no_video_is_new(generator: TwoTower, examples: ExampleSet) -> None:
     of_uploader = generator.video_tower.attribute_tables["uploader"].embeddings.numpy()
-    vectors = catalogue_vectors(generator, encoder(None), SPLIT, COUNTS)
+    vectors = catalogue_vectors(generator, encoder(None), SPLIT, examples)
     np.testing.assert_allclose(vectors[2:], of_uploader[[2, 2, 0, 2]] * [[1], [1], [0], [1]], rtol=1e-6)
 
 
-def test_videos_have_the_vectors_of_their_classes_alone_where_the_model_has_no_attributes() -> None:
+def test_videos_have_the_vectors_of_their_classes_alone_where_the_model_has_no_attributes(examples: ExampleSet) -> None:
     alone = TwoTower(TwoTowerConfig(dimension=4, depth=0), SPEC, {"video": 2, "uploader": 2})
-    vectors = catalogue_vectors(alone, encoder(UPLOADED_US), SPLIT, COUNTS)
+    vectors = catalogue_vectors(alone, encoder(UPLOADED_US), SPLIT, examples)
     assert represented(vectors).tolist() == [True, True, False, False, False, False]
 
 
-def test_a_sequence_model_answers_new_videos_and_no_other_it_has_not_met() -> None:
+def test_a_sequence_model_answers_new_videos_and_no_other_it_has_not_met(examples: ExampleSet) -> None:
     config = LatentCrossConfig(dimension=4, units=4, loss=Loss.FULL)
     model = LatentCross(config, FeatureSpec((WATCHED, COUNT, UPLOADER)), {"video": 2, "uploader": 2})
-    vectors = catalogue_vectors(model, encoder(UPLOADED_US), SPLIT, COUNTS)
+    vectors = catalogue_vectors(model, encoder(UPLOADED_US), SPLIT, examples)
     classes = model.class_embeddings(tf.constant([1, 2])).numpy()
     np.testing.assert_allclose(vectors[:2], classes, rtol=1e-6)
     np.testing.assert_allclose(vectors[2], expected_of_the_second_uploader(classes), rtol=1e-6)
